@@ -1,0 +1,1 @@
+"""The fine-tuning toolkit: data, losses, rewards and training stages."""

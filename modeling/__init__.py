@@ -1,0 +1,1 @@
+"""The model: configuration, layers, checkpoints and kernels of the DeepSeek-V3 architecture."""

@@ -1,0 +1,1 @@
+"""The block-scaled fp8 format of the published checkpoints."""

@@ -1,0 +1,1 @@
+"""The routed experts as grouped matrix products."""

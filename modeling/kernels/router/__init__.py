@@ -1,0 +1,1 @@
+"""Group-limited top-k choice of experts."""
