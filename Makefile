@@ -1,0 +1,50 @@
+# Every target sets up its own environment in .venv first; when it is already there, that costs nothing.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help:
+	@echo "make demo    teach a tiny model to reason on this machine's CPU, and save it as a checkpoint"
+	@echo "make test    run every check and every test"
+	@echo "make check   run only the checks: ruff, pyright, import-linter"
+	@echo "make bench   compare seeklet with its peer on the same weights"
+	@echo "make setup   only create the environment in $(VENV) that the others use"
+	@echo "make clean   remove $(VENV), caches and build outputs"
+	@echo ""
+	@echo "Another Python (3.11 or newer): make PYTHON=python3.12 setup"
+
+setup: $(STAMP)
+
+# A half-finished environment has no stamp, so the next run completes it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "seeklet needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+		  echo "Name another one: make PYTHON=python3.12 setup"; exit 1; }
+	@echo "Setting up $(VENV): the first time takes a few minutes, most of them for torch."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,demo,test,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m seeklet.finetune.demo
+
+test: check
+	$(BIN)/python -m pytest -q --durations=10
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) build dist seeklet.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

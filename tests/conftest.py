@@ -1,0 +1,36 @@
+"""Settings every test runs under: offline, seeded, at most two threads; GPU tests skip without a GPU."""
+
+import os
+
+# Before transformers is imported: a test that would reach a hub must fail at once, not wait for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import random
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import torch
+
+MAX_THREADS = 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Seed every generator a test may draw from; bound the threads, as more on contended cores are slower."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(MAX_THREADS, threads))
+    yield
+    torch.set_num_threads(threads)
