@@ -1,1 +1,30 @@
-"""The model: configuration, layers, checkpoints and kernels of the DeepSeek-V3 architecture."""
+"""DeepSeek-V3-architecture models for transformers; importing it registers them with the Auto classes."""
+
+from .auto import register, unregister
+from .configuration import SeekletConfig
+from .errors import CheckpointError, ConfigError, GenerationError, SeekletError
+from .heads import (
+    SeekletCausalLMOutput,
+    SeekletForCausalLM,
+    SeekletForSequenceClassification,
+    SeekletForTokenClassification,
+)
+from .model import SeekletModel, SeekletPreTrainedModel
+
+register()
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "GenerationError",
+    "SeekletCausalLMOutput",
+    "SeekletConfig",
+    "SeekletError",
+    "SeekletForCausalLM",
+    "SeekletForSequenceClassification",
+    "SeekletForTokenClassification",
+    "SeekletModel",
+    "SeekletPreTrainedModel",
+    "register",
+    "unregister",
+]

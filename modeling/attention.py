@@ -1,0 +1,213 @@
+"""Multi-head latent attention (DeepSeek-V2, section 2.1): expanded for training and prefill, absorbed for decode."""
+
+# B batch, S query tokens, T keys, H heads, N qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim, L kv_lora_rank
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from kernels import use_kernel_forward_from_hub
+from torch import nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration import SeekletConfig
+from .kernels.mla_decode.reference import decode_is_cheaper, mla_decode
+from .norm import SeekletRMSNorm
+from .rope import SeekletApplyRope, softmax_scaling
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output (B, S, H, V) and the weights (B, H, S, T) of plain softmax attention, softmax in fp32."""
+    scores = query @ key.mT * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@use_kernel_forward_from_hub("SeekletMLADecode")
+class SeekletMLADecode(nn.Module):
+    """Attention over the latent cache for few query tokens; the head is folded into the query rows."""
+
+    def forward(
+        self,
+        q_latent: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return output (B, H, S, L) and weights (B, H, S, T); arguments as in the reference `mla_decode`."""
+        return mla_decode(q_latent, q_rope, latent, k_rope, mask, scaling)
+
+
+class SeekletAttention(nn.Module):
+    """MLA with the latent cache: per token only the normed latent (L) and the rotated shared key (R) are kept.
+
+    Which of the two formulations of the one formula runs is decided per call by the number of query and cached
+    tokens (`decode_is_cheaper`), never by a flag.
+    """
+
+    def __init__(self, config: SeekletConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        # Read by transformers' attention functions.
+        self.num_key_value_groups = 1
+        self.is_causal = True
+        self.attention_dropout = config.attention_dropout
+        self.scaling = softmax_scaling(config)
+
+        hidden, rank, bias = config.hidden_size, config.q_lora_rank, config.attention_bias
+        queries = self.num_heads * config.qk_head_dim
+        if rank is None:
+            self.q_proj = nn.Linear(hidden, queries, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, rank, bias=bias)
+            self.q_a_layernorm = SeekletRMSNorm(rank)
+            self.q_b_proj = nn.Linear(rank, queries, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
+        self.kv_a_layernorm = SeekletRMSNorm(config.kv_lora_rank)
+        expanded = self.num_heads * (config.qk_nope_head_dim + config.v_head_dim)
+        self.kv_b_proj = nn.Linear(config.kv_lora_rank, expanded, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * config.v_head_dim, hidden, bias=bias)
+        self.apply_rope = SeekletApplyRope(config.rope_interleave)
+        self.decode = SeekletMLADecode()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: Any,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the output (B, S, hidden_size) and, with `attn_implementation="eager"`, the weights (B, H, S, T).
+
+        `attention_mask` is what transformers' mask functions make for the chosen implementation: None, bool or
+        additive (B, 1, S, T), 2-D padding (flash attention), or a flex BlockMask.
+        """
+        q_nope, q_rope = self._queries(hidden_states)
+        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states).split(
+            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1
+        )
+        # One head of latents, so that every cache class of transformers takes them: (B, 1, S, L) and (B, 1, S, R).
+        latent, k_rope = self.kv_a_layernorm(latent).unsqueeze(1), k_rope.unsqueeze(1)
+        q_rope, k_rope = self.apply_rope(q_rope, k_rope, *position_embeddings)
+        if past_key_values is not None:
+            latent, k_rope = past_key_values.update(latent, k_rope, self.layer_idx)
+        attend = self._absorbed if self._absorb(q_nope, latent, attention_mask) else self._expanded
+        output, weights = attend(q_nope, q_rope, latent, k_rope, attention_mask, **kwargs)
+        return self.o_proj(output.flatten(-2)), weights
+
+    def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.config.q_lora_rank is None:
+            queries = self.q_proj(hidden_states)
+        else:
+            queries = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+        queries = queries.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return queries.split([self.config.qk_nope_head_dim, self.config.qk_rope_head_dim], dim=-1)
+
+    def _absorb(self, q_nope: torch.Tensor, latent: torch.Tensor, attention_mask: Any) -> bool:
+        # The absorbed form reads no BlockMask and applies no dropout to the weights.
+        if self.training and self.attention_dropout > 0:
+            return False
+        if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
+            return False
+        c = self.config
+        return decode_is_cheaper(
+            q_nope.shape[2], latent.shape[2], c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
+        )
+
+    def _absorbed(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # k_nope = W_UK c, so q.k_nope = (W_UK^T q).c; v = W_UV c, so sum(p v) = W_UV sum(p c).
+        up_key, up_value = self._up_projections()
+        q_latent = torch.matmul(q_nope, up_key)
+        mask = dense_mask(attention_mask, q_nope.shape[2], latent.shape[2], latent.device)
+        output, weights = self.decode(q_latent, q_rope, latent[:, 0], k_rope[:, 0], mask, self.scaling)
+        output = torch.matmul(output, up_value.mT).transpose(1, 2)
+        return output, weights if self.config._attn_implementation == "eager" else None
+
+    def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
+        linear, rank = self.kv_b_proj, self.config.kv_lora_rank
+        if type(linear) is nn.Linear:
+            weight = linear.weight
+        else:
+            # An adapter or a quantised layer: its matrix is what it makes of the identity, which costs what expanding
+            # `rank` cached tokens costs.
+            norm = self.kv_a_layernorm.weight
+            weight = linear(torch.eye(rank, dtype=norm.dtype, device=norm.device)).t()
+        weight = weight.reshape(self.num_heads, -1, rank)
+        return weight.split([self.config.qk_nope_head_dim, self.config.v_head_dim], dim=1)
+
+    def _expanded(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        attention_mask: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        expanded = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k_nope, value = expanded.split([self.config.qk_nope_head_dim, self.config.v_head_dim], dim=-1)
+        query = torch.cat((q_nope, q_rope), dim=-1)
+        key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
+        # PyTorch's fused CPU kernel takes one head size only; without it scores of S*T numbers a head are held,
+        # and prefill is 3 times slower (benchmarks/LOG.md).
+        missing = key.shape[-1] - value.shape[-1]
+        pad = missing > 0 and not value.is_cuda and self.config._attn_implementation == "sdpa"
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            F.pad(value, (0, missing)) if pad else value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return output[..., : self.config.v_head_dim], weights
+
+
+def dense_mask(
+    attention_mask: torch.Tensor | None, num_queries: int, num_keys: int, device: torch.device
+) -> torch.Tensor | None:
+    """Return a mask broadcastable to (B, H, S, T) from what a mask function made, or None where all may be seen.
+
+    None stands for plain causal attention in transformers, a 2-D mask (B, T) for padding under flash attention; the
+    last query always stands at the last key.
+    """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask[..., :num_keys]
+    if attention_mask is None and num_queries == 1:
+        return None
+    keys = torch.arange(num_keys, device=device)
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device)
+    causal = keys[None, :] <= queries[:, None]
+    if attention_mask is None:
+        return causal
+    return causal & attention_mask[:, None, None, -num_keys:].bool()

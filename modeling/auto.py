@@ -1,0 +1,52 @@
+"""Registration with transformers' Auto classes, so that a `deepseek_v3` checkpoint loads as ours, and its undoing."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .configuration import SeekletConfig
+from .heads import SeekletForCausalLM, SeekletForSequenceClassification, SeekletForTokenClassification
+from .model import SeekletModel
+
+# The published name, the one in memory, and Kimi-K2's text model, which is the same architecture by another name.
+MODEL_TYPES = ("deepseek_v3", "seeklet", "kimi_k2")
+AUTO_CLASSES = {
+    AutoModel: SeekletModel,
+    AutoModelForCausalLM: SeekletForCausalLM,
+    AutoModelForSequenceClassification: SeekletForSequenceClassification,
+    AutoModelForTokenClassification: SeekletForTokenClassification,
+}
+
+
+def register() -> None:
+    """Make the Auto classes load `deepseek_v3` (and `kimi_k2`) checkpoints as seeklet models; idempotent."""
+    for model_type in MODEL_TYPES:
+        # AutoConfig.register refuses a config whose model_type is another name; the mapping itself does not.
+        CONFIG_MAPPING.register(model_type, SeekletConfig, exist_ok=True)
+    for auto_class, model_class in AUTO_CLASSES.items():
+        auto_class.register(SeekletConfig, model_class, exist_ok=True)
+    # Without it transformers' own loading paths would leave per-expert tensors unfused, experts at random.
+    experts = get_checkpoint_conversion_mapping("deepseek_v3")
+    register_checkpoint_conversion_mapping(SeekletConfig.model_type, experts, overwrite=True)
+
+
+def unregister() -> None:
+    """Undo `register`: the Auto classes load `deepseek_v3` checkpoints as transformers' own classes again.
+
+    Models that are loaded keep working, and saving and loading by our classes' own names does too.
+    """
+    for model_type in MODEL_TYPES:
+        CONFIG_MAPPING._extra_content.pop(model_type, None)
+    for auto_class in AUTO_CLASSES:
+        auto_class._model_mapping._extra_content.pop(SeekletConfig, None)
+
+
+def is_registered() -> bool:
+    """Return whether `AutoConfig` resolves `deepseek_v3` to SeekletConfig."""
+    return AutoConfig.for_model("deepseek_v3").__class__ is SeekletConfig

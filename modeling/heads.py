@@ -1,0 +1,243 @@
+"""The heads: causal language model with MTP and balance losses, and the two classifiers."""
+
+# B batch, S positions, H hidden, T = B*S tokens, E experts
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from .balance import count_experts, sequence_balance_loss, sequence_ids
+from .cache import LatentCache
+from .configuration import SeekletConfig
+from .kernels.linear_cross_entropy.reference import linear_cross_entropy
+from .model import SeekletModel, SeekletPreTrainedModel
+from .mtp import IGNORE_INDEX, mtp_labels, shift_left
+
+
+@dataclass
+class SeekletCausalLMOutput(MoeCausalLMOutputWithPast):
+    """What SeekletForCausalLM returns beside transformers' fields.
+
+    `loss` is `lm_loss` in evaluation; in training it adds `mtp_loss_weight * mtp_loss` and
+    `balance_loss_weight * balance_loss`. `expert_load` holds, where asked for, one int64 (E,) per MoE layer.
+    """
+
+    lm_loss: torch.FloatTensor | None = None
+    mtp_loss: torch.FloatTensor | None = None
+    balance_loss: torch.FloatTensor | None = None
+    expert_load: tuple[torch.Tensor, ...] | None = None
+
+
+class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
+    """DeepSeek-V3-architecture causal language model."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: SeekletConfig):
+        super().__init__(config)
+        self.model = SeekletModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_logits: bool | None = None,
+        output_expert_load: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SeekletCausalLMOutput:
+        """Return logits and, with `labels` (B, S), losses.
+
+        Args:
+            labels: token ids, -100 where nothing is to be predicted; shifted here. `shift_labels` (B, S) may be given
+                instead of or beside it, already shifted.
+            return_logits: the logits (B, S, vocab) are only materialised where wanted; by default not in training
+                with labels, where the loss is computed in chunks from the hidden states.
+            output_expert_load: also return how many tokens each expert of each MoE layer got.
+            num_items_in_batch: labels in the whole batch of an optimiser step (transformers' Trainer gives it); the
+                losses are then sums divided by it, so that they add up over gradient accumulation.
+        """
+        with_balance = self.training and labels is not None and self.config.balance_loss_weight > 0
+        with_balance = with_balance and self.config.first_k_dense_replace < self.config.num_hidden_layers
+        shift_labels = kwargs.pop("shift_labels", None)
+        asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        outputs = self.model(
+            **inputs,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_router_logits=asked_router_logits or with_balance,
+            output_router_indices=output_expert_load,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        has_labels = labels is not None or shift_labels is not None
+        if return_logits is None:
+            return_logits = not (self.training and has_labels)
+        result = SeekletCausalLMOutput(
+            logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)) if return_logits else None,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits if asked_router_logits else None,
+        )
+        if output_expert_load:
+            result.expert_load = tuple(
+                count_experts(indices, self.config.n_routed_experts) for indices in outputs.router_indices
+            )
+        if has_labels:
+            targets = shift_left(labels, 1, IGNORE_INDEX) if shift_labels is None else shift_labels
+            result.lm_loss = self.head_loss(hidden, targets, num_items_in_batch)
+            result.loss = result.lm_loss
+        if self.training and labels is not None and self.config.num_nextn_predict_layers:
+            states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
+            result.mtp_loss = self.mtp_loss(states, labels, self._packing(inputs, kwargs), num_items_in_batch)
+            result.loss = result.loss + self.config.mtp_loss_weight * result.mtp_loss
+        if with_balance:
+            result.balance_loss = self.balance_loss(outputs.router_logits, inputs, kwargs)
+            share = _share_of_batch(labels, num_items_in_batch)
+            result.loss = result.loss + self.config.balance_loss_weight * share * result.balance_loss
+        return result
+
+    def head_loss(
+        self, hidden: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Return the mean cross entropy (nats) of the head at `targets` (B, S), without materialising logits.
+
+        `hidden` is (B, S, H), normed. The mean is over targets that are not -100, or the sum is divided by
+        `num_items_in_batch`. NaN where nothing is labelled, as in PyTorch.
+        """
+        targets = targets.flatten().to(hidden.device)
+        if type(self.lm_head) is nn.Linear:
+            total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, IGNORE_INDEX)
+        else:
+            # An adapter or a quantised head: only its own forward knows its matrix.
+            logits = self.lm_head(hidden.flatten(0, 1)).float()
+            total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return total / ((targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def mtp_loss(
+        self,
+        states: list[torch.Tensor],
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the mean over the D modules of their cross entropy: equation 25 without lambda.
+
+        Args:
+            states: h^1 ... h^D from `model.mtp_hidden_states`.
+            labels: (B, S), not shifted.
+            position_ids: (B or 1, S), where sequences are packed.
+        """
+        total = states[0].new_zeros((), dtype=torch.promote_types(states[0].dtype, torch.float32))
+        for depth, hidden in enumerate(states, start=1):
+            targets = mtp_labels(labels, depth, position_ids)
+            # A batch of sequences too short for this depth has nothing to predict: it counts 0, not NaN.
+            items = num_items_in_batch
+            if items is None:
+                items = (targets != IGNORE_INDEX).sum().clamp(min=1)
+            total = total + self.head_loss(hidden, targets, items)
+        return total / len(states)
+
+    def balance_loss(
+        self, router_logits: tuple[torch.Tensor, ...], inputs: dict[str, Any], kwargs: dict[str, Any] | None = None
+    ) -> torch.Tensor:
+        """Return the sum over layers of the sequence-wise balance loss, without its coefficient.
+
+        Args:
+            router_logits: one (T, E) per MoE layer, as `output_router_logits=True` returns them.
+            inputs: the `input_ids` or `inputs_embeds`, `attention_mask` and `position_ids` of the pass.
+        """
+        tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        batch, length = tokens.shape[:2]
+        rows = torch.arange(batch, device=tokens.device)[:, None]
+        positions = self._packing(inputs, kwargs or {})
+        if positions is None:
+            ids, num_sequences = rows.expand(batch, length), batch
+        else:
+            # Sequence ids of a row stay below its length, so ids of different rows do not meet.
+            ids, num_sequences = sequence_ids(positions) + rows * length, batch * length
+        mask = inputs["attention_mask"]
+        valid = mask.flatten().bool() if mask is not None and mask.shape == (batch, length) else None
+        losses = [
+            sequence_balance_loss(
+                logits,
+                ids.flatten().to(logits.device),
+                num_sequences,
+                self.config.num_experts_per_tok,
+                self.config.scoring_func,
+                valid,
+            )
+            for logits in router_logits
+        ]
+        return torch.stack([loss.to(losses[0].device) for loss in losses]).sum()
+
+    def _packing(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Return position ids where they may tell packed sequences apart, else None."""
+        # With a padding mask transformers takes a row for one sequence, whatever its positions are.
+        if inputs["attention_mask"] is not None:
+            return None
+        if inputs["position_ids"] is None and kwargs.get("cu_seqlens") is not None:
+            tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+            return self.model._positions(tokens, None, kwargs["cu_seqlens"])
+        return inputs["position_ids"]
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if type(cache) is DynamicCache and not cache.offloading and not any(la.is_initialized for la in cache.layers):
+            model_kwargs["past_key_values"] = LatentCache(self.config.num_hidden_layers)
+
+
+def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
+    """Return the part of an optimiser step's labels that this micro-batch holds, by which its mean loss counts."""
+    if num_items_in_batch is None:
+        return 1.0
+    return (labels[:, 1:] != IGNORE_INDEX).sum() / num_items_in_batch
+
+
+class _WithoutMTP:
+    """A classifier has no next token to predict: its decoder is built without MTP modules."""
+
+    _uses_mtp = False
+
+    def __init__(self, config: SeekletConfig):
+        config = copy.deepcopy(config)
+        config.num_nextn_predict_layers = 0
+        super().__init__(config)  # pyright: ignore[reportCallIssue]
+
+
+class SeekletForSequenceClassification(_WithoutMTP, GenericForSequenceClassification, SeekletPreTrainedModel):
+    """Classifier of whole sequences, from the hidden state of the last token that is not padding."""
+
+
+class SeekletForTokenClassification(_WithoutMTP, GenericForTokenClassification, SeekletPreTrainedModel):
+    """Classifier of every token."""

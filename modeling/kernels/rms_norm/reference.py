@@ -1,0 +1,37 @@
+"""RMSNorm (Zhang & Sennrich 2019) with fp32 statistics, saving only its input and one number a row."""
+
+import torch
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return weight * (wide * rstd).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, rstd = ctx.saved_tensors
+        normed = x.to(rstd.dtype) * rstd
+        grad = grad.to(rstd.dtype)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        scaled = grad * weight
+        grad_x = (scaled - normed * (scaled * normed).mean(-1, keepdim=True)).mul_(rstd)
+        return grad_x.to(x.dtype), grad_weight, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return `weight * x / sqrt(mean(x^2) + eps)`, shape and dtype of `x` (..., D).
+
+    Statistics are fp32 (float64 for float64 input); the normalised rows are rounded to `x.dtype` before the
+    multiplication with `weight` (D,), as the published models do.
+    """
+    if torch.compiler.is_compiling():
+        # Dynamo fuses the plain expression; a Function would be an opaque boundary.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return _RMSNorm.apply(x, weight, eps)

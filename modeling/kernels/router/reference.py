@@ -1,0 +1,60 @@
+"""Aux-loss-free, group-limited top-k routing (DeepSeek-V3 report, section 2.1.2, equations 12-16)."""
+
+# T tokens, E experts, G groups, K experts chosen per token
+
+import torch
+
+
+def expert_scores(logits_TE: torch.Tensor, scoring_func: str) -> torch.Tensor:
+    """Return the affinity of each token to each expert: elementwise sigmoid, or softmax over the experts."""
+    return logits_TE.sigmoid() if scoring_func == "sigmoid" else logits_TE.softmax(-1)
+
+
+def top_k_lowest_index(values: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the indices of the `k` largest of the last dimension, largest first; equal values by lowest index.
+
+    `torch.topk` leaves the order of equal values open, which makes two devices route the same token differently.
+    """
+    return values.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+
+
+def choose_experts(
+    scores_TE: torch.Tensor, bias_E: torch.Tensor, n_group: int, topk_group: int, top_k: int
+) -> torch.Tensor:
+    """Return the indices (T, K) of the chosen experts; the bias counts for the choice only, never for the weight.
+
+    A group's score is the sum of its two best biased scores (its only one, where a group has one expert). Experts
+    outside the best `topk_group` groups are never chosen. Ties go to the lowest index.
+    """
+    biased_TE = scores_TE + bias_E
+    if n_group > 1 and topk_group < n_group:
+        grouped_TGE = biased_TE.unflatten(-1, (n_group, -1))
+        group_scores_TG = grouped_TGE.topk(min(2, grouped_TGE.shape[-1]), dim=-1).values.sum(-1)
+        kept = top_k_lowest_index(group_scores_TG, topk_group)
+        closed_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter_(-1, kept, False)
+        biased_TE = grouped_TGE.masked_fill(closed_TG.unsqueeze(-1), float("-inf")).flatten(-2)
+    return top_k_lowest_index(biased_TE, top_k)
+
+
+def route(
+    logits_TE: torch.Tensor,
+    bias_E: torch.Tensor,
+    *,
+    scoring_func: str,
+    n_group: int,
+    topk_group: int,
+    top_k: int,
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights (T, K) in the dtype of `logits_TE` and the indices (T, K, int64) of the chosen experts.
+
+    Gradients flow through the weights to the logits, not to the bias.
+    """
+    scores_TE = expert_scores(logits_TE, scoring_func)
+    with torch.no_grad():
+        indices_TK = choose_experts(scores_TE.detach(), bias_E, n_group, topk_group, top_k)
+    weights_TK = scores_TE.gather(-1, indices_TK)
+    if norm_topk_prob:
+        weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+    return weights_TK * routed_scaling_factor, indices_TK

@@ -1,0 +1,34 @@
+"""SwiGLU (Shazeer 2020): silu(gate) * up, saving only gate and up."""
+
+import torch
+from torch.nn import functional as F
+
+
+def swiglu_backward(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of `silu(gate) * up` to gate and up, given `grad`; all of one shape."""
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    # d silu = sigmoid * (1 + gate * (1 - sigmoid)) = sigmoid + silu * (1 - sigmoid)
+    grad_gate = torch.addcmul(sigmoid, silu, 1 - sigmoid).mul_(up).mul_(grad)
+    return grad_gate, silu.mul_(grad)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors
+        return swiglu_backward(grad, gate, up)
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return `silu(gate) * up`, elementwise, in the dtype of the inputs (same shape (..., I))."""
+    if torch.compiler.is_compiling():
+        return F.silu(gate) * up
+    return _SwiGLU.apply(gate, up)

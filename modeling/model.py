@@ -1,0 +1,206 @@
+"""SeekletModel, the decoder, and its PreTrainedModel base: masks, positions, caches and initial weights."""
+
+# B batch, S positions, H hidden
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import SeekletAttention
+from .balance import sum_over_ranks, updated_bias
+from .cache import LatentCache
+from .checkpoint import CheckpointMixin
+from .configuration import SeekletConfig
+from .layer import SeekletDecoderLayer
+from .moe import SeekletExperts, SeekletMoE, SeekletRouter
+from .mtp import SeekletMTPLayer, shift_left
+from .norm import SeekletRMSNorm
+from .rope import SeekletRotaryEmbedding
+
+
+class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
+    """Base of all seeklet models: what transformers may do with them, initial weights, checkpoints."""
+
+    config: SeekletConfig
+    config_class = SeekletConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SeekletDecoderLayer", "SeekletMTPLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_set_attn_implementation_cached_value = True
+    _can_set_experts_implementation_cached_value = True
+    _can_record_outputs = {
+        "hidden_states": SeekletDecoderLayer,
+        "attentions": SeekletAttention,
+        "router_logits": OutputRecorder(SeekletRouter, index=0),
+        "router_indices": OutputRecorder(SeekletRouter, index=2),
+    }
+
+    def __init__(self, config: SeekletConfig, *args: Any, **kwargs: Any):
+        config.validate_fields()
+        super().__init__(config, *args, **kwargs)
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Return the experts implementation to use; ours ("eager" to transformers) unless another is asked for."""
+        return super().get_correct_experts_implementation(requested_experts or "eager")
+
+    def update_router_bias(self, group: torch.distributed.ProcessGroup | None = None) -> list[torch.Tensor]:
+        """Return the expert load of each MoE layer since the last call, after moving every router's bias by it.
+
+        Call once per optimiser step, on every rank: counts add up over gradient accumulation and are summed over the
+        ranks of `group` (default: all). Each bias moves by `config.bias_update_speed` towards balance, in place; a
+        speed of 0 freezes it, and the load is still returned. Layers are in order, MTP modules last; each load is
+        int64 (n_routed_experts,). Source: DeepSeek-V3 report, section 2.1.2.
+        """
+        layers = [module for module in self.modules() if isinstance(module, SeekletMoE)]
+        if not layers:
+            return []
+        device = layers[0].gate.e_score_correction_bias.device
+        empty = torch.zeros(self.config.n_routed_experts, dtype=torch.int64, device=device)
+        load = [empty if layer.expert_counts is None else layer.expert_counts.to(device) for layer in layers]
+        total = sum_over_ranks(torch.stack(load), group)
+        for layer, counts in zip(layers, total, strict=True):
+            bias = layer.gate.e_score_correction_bias
+            bias.copy_(updated_bias(bias, counts.to(bias.device), self.config.bias_update_speed))
+            layer.expert_counts = None
+        return list(total)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, SeekletRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.e_score_correction_bias)
+        elif isinstance(module, SeekletExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+
+
+class SeekletModel(SeekletPreTrainedModel):
+    """The decoder without a head. `layers` holds the main layers and behind them the MTP modules."""
+
+    def __init__(self, config: SeekletConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        last = config.num_hidden_layers + config.num_nextn_predict_layers
+        self.layers = nn.ModuleList(
+            (SeekletDecoderLayer if i < config.num_hidden_layers else SeekletMTPLayer)(config, i) for i in range(last)
+        )
+        self.norm = SeekletRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = SeekletRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Return the normed hidden states (B, S, H) of the main layers, and the cache where one is used.
+
+        Packed sequences in one row are told apart by `position_ids` (B, S) starting again at 0, or by `cu_seqlens`
+        (N + 1,), the offsets of N sequences packed in a single row.
+
+        Raises:
+            ValueError: neither or both of `input_ids` and `inputs_embeds` are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = LatentCache(self.config.num_hidden_layers)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, past_key_values, kwargs.pop("cu_seqlens", None))
+        shared = self._shared_inputs(inputs_embeds, attention_mask, position_ids, past_key_values)
+        hidden_states = inputs_embeds
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer(hidden_states, past_key_values=past_key_values, **shared, **kwargs)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def mtp_hidden_states(
+        self,
+        last_hidden_state: torch.Tensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> list[torch.Tensor]:
+        """Return h^1 ... h^D, each (B, S, H) and ready for the head, over whole sequences (training; no cache).
+
+        `last_hidden_state` is what `forward` returned for the same inputs. At position i, h^k is fit to predict token
+        i + k + 1 (`mtp.mtp_labels`). The last k positions of a sequence see a zero embedding or another sequence's;
+        nothing before them attends to them.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, None, kwargs.pop("cu_seqlens", None))
+        shared = self._shared_inputs(inputs_embeds, attention_mask, position_ids, None)
+        states = []
+        for depth, layer in enumerate(self.layers[self.config.num_hidden_layers :], start=1):
+            last_hidden_state = layer(last_hidden_state, shift_left(inputs_embeds, depth), **shared, **kwargs)
+            states.append(last_hidden_state)
+        return states
+
+    def _positions(
+        self, inputs_embeds: torch.Tensor, past_key_values: Cache | None, cu_seqlens: torch.Tensor | None
+    ) -> torch.Tensor:
+        length, device = inputs_embeds.shape[1], inputs_embeds.device
+        positions = torch.arange(length, device=device)
+        if cu_seqlens is not None:
+            starts = torch.zeros_like(positions)
+            starts[cu_seqlens[1:-1].long()] = cu_seqlens[1:-1].to(device=device, dtype=torch.int64)
+            positions = positions - starts.cummax(0).values
+        elif past_key_values is not None:
+            positions = positions + past_key_values.get_seq_length()
+        return positions.unsqueeze(0)
+
+    def _shared_inputs(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        past_key_values: Cache | None,
+    ) -> dict[str, Any]:
+        """Return what every layer of one pass is given: mask, rope, positions, and which tokens are padding."""
+        token_mask = None
+        if self.training and attention_mask is not None and attention_mask.shape == inputs_embeds.shape[:2]:
+            token_mask = attention_mask.bool()
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        return {
+            "attention_mask": mask,
+            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
+            "position_ids": position_ids,
+            "token_mask": token_mask,
+        }
