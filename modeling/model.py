@@ -131,11 +131,12 @@ class SeekletModel(SeekletPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = LatentCache(self.config.num_hidden_layers)
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, past_key_values, kwargs.pop("cu_seqlens", None))
         shared = self._shared_inputs(inputs_embeds, attention_mask, position_ids, past_key_values)
+        # Only now: given a cache, even an empty one, transformers' mask takes packed sequences for one.
+        if use_cache and past_key_values is None:
+            past_key_values = LatentCache(self.config.num_hidden_layers)
         hidden_states = inputs_embeds
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(hidden_states, past_key_values=past_key_values, **shared, **kwargs)
