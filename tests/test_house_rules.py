@@ -84,13 +84,9 @@ def test_imports_are_relative_inside_a_subpackage_and_absolute_across() -> None:
     found = []
     for path in SHIPPED:
         subpackage, *below = path.relative_to(ROOT).parts
-        found += [
-            f"{at}: leaves {subpackage}" for at, level in list_relative_imports(path) if level > len(below)
-        ]
+        found += [f"{at}: leaves {subpackage}" for at, level in list_relative_imports(path) if level > len(below)]
         own = re.compile(rf"seeklet\.{subpackage}(\.|$)")
-        found += [
-            f"{at}: make it relative: {name}" for at, name in list_absolute_imports(path) if own.match(name)
-        ]
+        found += [f"{at}: make it relative: {name}" for at, name in list_absolute_imports(path) if own.match(name)]
     assert found == []
 
 
@@ -100,12 +96,8 @@ def test_kernels_are_a_leaf() -> None:
     found = []
     for path in KERNELS:
         depth = len(path.relative_to(ROOT / "modeling" / "kernels").parts)
-        found += [
-            f"{at}: leaves modeling/kernels" for at, level in list_relative_imports(path) if level > depth
-        ]
-        found += [
-            f"{at}: {name}" for at, name in list_absolute_imports(path) if name.split(".")[0] not in allowed
-        ]
+        found += [f"{at}: leaves modeling/kernels" for at, level in list_relative_imports(path) if level > depth]
+        found += [f"{at}: {name}" for at, name in list_absolute_imports(path) if name.split(".")[0] not in allowed]
     assert found == []
 
 
@@ -187,9 +179,7 @@ def test_kernel_hooks_come_from_kernels() -> None:
             for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
                 if hook not in ast.unparse(decorator):
                     continue
-                assert isinstance(decorator, ast.Call), (
-                    f"{show(path)}:{decorator.lineno}: {hook} without a name"
-                )
+                assert isinstance(decorator, ast.Call), f"{show(path)}:{decorator.lineno}: {hook} without a name"
                 assert ast.unparse(decorator.func) == hook and sources == {"kernels"}
                 [name] = [ast.literal_eval(argument) for argument in decorator.args]
                 assert name.startswith("Seeklet"), f"{show(path)}:{decorator.lineno}: {name}"

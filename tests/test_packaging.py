@@ -74,12 +74,7 @@ def test_wheel_holds_every_package_file(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     assert wheel.name == f"seeklet-{seeklet.__version__}-py3-none-any.whl"
 
-    data = [
-        path
-        for root in PACKAGE_ROOTS
-        for end in ("jinja", "yaml")
-        for path in (ROOT / root).rglob(f"*.{end}")
-    ]
+    data = [path for root in PACKAGE_ROOTS for end in ("jinja", "yaml") for path in (ROOT / root).rglob(f"*.{end}")]
     wanted = {f"seeklet/{file}" for file in list_package_files()} | {"seeklet/py.typed"}
     wanted |= {f"seeklet/{path.relative_to(ROOT).as_posix()}" for path in data}
     with zipfile.ZipFile(wheel) as archive:
@@ -93,7 +88,7 @@ def test_version_is_stated_once_and_the_same_everywhere() -> None:
 
 
 def test_root_init_is_safe_to_import_twice() -> None:
-    """pytest imports it a second time as a plain module, where a relative import fails."""
+    """pytest, in its default import mode, imports it again as a plain module: a relative import fails there."""
     docstring, *statements = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
     for statement in statements:
