@@ -88,7 +88,7 @@ def test_version_is_stated_once_and_the_same_everywhere() -> None:
 
 
 def test_root_init_is_safe_to_import_twice() -> None:
-    """pytest, in its default import mode, imports it again as a plain module: a relative import fails there."""
+    """pytest imports it a second time, as a plain module, where a relative import fails."""
     docstring, *statements = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
     for statement in statements:
