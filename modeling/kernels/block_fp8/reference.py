@@ -1,0 +1,160 @@
+"""Block-scaled float8 (e4m3) in pure torch: the specification and the CPU path.
+
+A weight (R, C) is stored as float8_e4m3fn codes (R, C) and fp32 scales (ceil(R/128), ceil(C/128)), called
+`weight_scale_inv` in the published DeepSeek-V3 checkpoints; its value is `code * scale`, block by block. R and C need
+not be multiples of the block: block i covers rows 128 i to min(128 (i + 1), R).
+"""
+
+# R rows, C columns, M block rows (ceil(R / 128)), N block columns (ceil(C / 128))
+
+import torch
+from torch.nn import functional as F
+
+BLOCK = (128, 128)
+E4M3_MAX = 448.0
+# A block of zeros gets scale 1, as 0 / 448 would make its codes 0 / 0; a smaller normal scale than this has no inverse.
+SMALLEST_SCALE = 2.0**-126
+
+
+def scale_shape(rows: int, columns: int, block: tuple[int, int] = BLOCK) -> tuple[int, int]:
+    """Return the shape (M, N) of the scales of a weight (rows, columns)."""
+    return -(-rows // block[0]), -(-columns // block[1])
+
+
+def dequantize(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    dtype: torch.dtype = torch.bfloat16,
+    out: torch.Tensor | None = None,
+    block: tuple[int, int] = BLOCK,
+) -> torch.Tensor:
+    """Return `code * scale` (R, C), computed in fp32 and rounded once.
+
+    Args:
+        codes: float8_e4m3fn (R, C).
+        scale: fp32 (M, N).
+        dtype: of the result; not looked at when `out` is given.
+        out: where to write (R, C), any float dtype and strides.
+        block: rows and columns that share a scale.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    _check_shapes(codes, scale, block)
+    if out is None:
+        out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    # Row block by row block: the fp32 temporary stays within a cache, whatever the size of the weight.
+    decode = _decode_bits if codes.device.type == "cpu" and not _has_nan(codes) else _decode_cast
+    for start in range(0, codes.shape[0], block[0]):
+        rows = slice(start, start + block[0])
+        scale_C = _to_columns(scale[start // block[0]], codes.shape[1], block)
+        out[rows].copy_(decode(codes[rows], scale_C))
+    return out
+
+
+def quantize(
+    weight: torch.Tensor, power_of_two: bool = False, block: tuple[int, int] = BLOCK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes (R, C) and scales (M, N) of `weight` (R, C), with scale = largest magnitude of the block / 448.
+
+    Args:
+        weight: any float dtype; rounded once, to nearest even.
+        power_of_two: round scales up to a power of two (`scale_fmt: ue8m0` of DeepSeek-V3.1).
+        block: rows and columns that share a scale.
+
+    Raises:
+        ValueError: `weight` holds an infinity or a NaN, which the format cannot scale.
+    """
+    return requantize(weight, None, power_of_two, block)
+
+
+def requantize(
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    power_of_two: bool = False,
+    block: tuple[int, int] = BLOCK,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes (R, C) and scales (M, N), as they were for every block that is what they dequantised to.
+
+    A block whose values equal, in the dtype of `weight`, what its codes under the old scale stand for, keeps that
+    scale, and with it its codes bit by bit. All other blocks get a scale of their own, as in `quantize`.
+
+    Args:
+        weight: (R, C), once dequantised from `scale` and since then perhaps trained.
+        scale: the scales (M, N) it was dequantised with, or None.
+        power_of_two: round new scales up to a power of two.
+        block: rows and columns that share a scale.
+
+    Raises:
+        ValueError: the shapes do not fit, or `weight` holds an infinity or a NaN.
+    """
+    if scale is not None:
+        _check_shapes(weight, scale, block)
+    codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+    scales = torch.empty(scale_shape(*weight.shape, block), dtype=torch.float32, device=weight.device)
+    for start in range(0, weight.shape[0], block[0]):
+        rows, index = slice(start, start + block[0]), start // block[0]
+        old = None if scale is None else scale[index].to(weight.device)
+        codes[rows], scales[index] = _requantize_rows(weight[rows], old, power_of_two, block)
+    return codes, scales
+
+
+def _requantize_rows(
+    weight: torch.Tensor, old: torch.Tensor | None, power_of_two: bool, block: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    columns = weight.shape[1]
+    wide = weight.to(torch.float32)
+    if old is not None:
+        codes = _encode(wide, _to_columns(old, columns, block))
+        back = _decode_cast(codes, _to_columns(old, columns, block)).to(weight.dtype)
+        same_N = _by_block((back == weight).to(torch.float32), block, fill=1.0).amin((0, 2)) == 1
+        if bool(same_N.all()):
+            return codes, old
+    largest_N = _by_block(wide.abs(), block, fill=0.0).amax((0, 2))
+    if not bool(largest_N.isfinite().all()):
+        raise ValueError("an infinity or a NaN cannot be stored in float8")
+    scale = torch.where(largest_N == 0, 1.0, (largest_N / E4M3_MAX).clamp(min=SMALLEST_SCALE))
+    if power_of_two:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    if old is not None:
+        scale = torch.where(same_N, old, scale)
+    return _encode(wide, _to_columns(scale, columns, block)), scale
+
+
+def _encode(wide: torch.Tensor, scale_C: torch.Tensor) -> torch.Tensor:
+    # The cast alone turns what lies above 448 into NaN.
+    return (wide / scale_C).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def _decode_cast(codes: torch.Tensor, scale_C: torch.Tensor) -> torch.Tensor:
+    return codes.to(torch.float32).mul_(scale_C)
+
+
+def _decode_bits(codes: torch.Tensor, scale_C: torch.Tensor) -> torch.Tensor:
+    # torch's cast from float8 is scalar on CPU, 7 times slower. A code s eeee mmm, moved to s 0eeee mmm0000000, is the
+    # float16 of 1/256 of its value, subnormals included; only the NaN codes 0x7f and 0xff are not.
+    half = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
+    return half.view(torch.float16) * (scale_C * 256.0)
+
+
+def _has_nan(codes: torch.Tensor) -> bool:
+    return codes.numel() > 0 and int(codes.view(torch.uint8).bitwise_and(0x7F).max()) == 0x7F
+
+
+def _to_columns(scale_N: torch.Tensor, columns: int, block: tuple[int, int]) -> torch.Tensor:
+    return scale_N.to(torch.float32).repeat_interleave(block[1])[:columns]
+
+
+def _by_block(rows: torch.Tensor, block: tuple[int, int], fill: float) -> torch.Tensor:
+    """Return `rows` (at most 128, C) as (rows, N, 128), the last block filled up."""
+    missing = -rows.shape[1] % block[1]
+    return F.pad(rows, (0, missing), value=fill).unflatten(1, (-1, block[1]))
+
+
+def _check_shapes(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> None:
+    expected = scale_shape(*weight.shape, block) if weight.dim() == 2 else None
+    if expected is None or tuple(scale.shape) != expected:
+        raise ValueError(
+            f"scales of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}; "
+            f"allowed: {expected or 'a 2-D weight only'}, one per block of {block[0]} x {block[1]}"
+        )
