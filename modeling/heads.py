@@ -118,7 +118,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             result.loss = result.lm_loss
         if self.training and labels is not None and self.config.num_nextn_predict_layers:
             states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
-            result.mtp_loss = self.mtp_loss(states, labels, self._packing(inputs, kwargs), num_items_in_batch)
+            result.mtp_loss = self.mtp_loss(states, labels, self._mtp_positions(inputs, kwargs), num_items_in_batch)
             result.loss = result.loss + self.config.mtp_loss_weight * result.mtp_loss
         if with_balance:
             result.balance_loss = self.balance_loss(outputs.router_logits, inputs, kwargs)
@@ -155,7 +155,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         Args:
             states: h^1 ... h^D from `model.mtp_hidden_states`.
             labels: (B, S), not shifted.
-            position_ids: (B or 1, S), where sequences are packed.
+            position_ids: (B or 1, S), where sequences are packed or padded: each starts at 0, padding is 0.
         """
         total = states[0].new_zeros((), dtype=torch.promote_types(states[0].dtype, torch.float32))
         for depth, hidden in enumerate(states, start=1):
@@ -209,6 +209,14 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
             return self.model._positions(tokens, None, kwargs["cu_seqlens"])
         return inputs["position_ids"]
+
+    def _mtp_positions(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Return position ids that tell packed sequences, and padding from both its sides, apart; else None."""
+        mask = inputs["attention_mask"]
+        if mask is None or mask.dim() != 2:
+            return self._packing(inputs, kwargs)
+        # Left of a row a module at depth k would predict the first k + 1 tokens from padding.
+        return (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
