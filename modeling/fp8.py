@@ -174,7 +174,7 @@ def install_fp8(model: nn.Module, is_fp8: Callable[[str], bool], compute_dtype: 
     """
     replaced = []
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and not name.endswith(NEVER_KEPT) and is_fp8(f"{name}.weight"):
+        if isinstance(module, nn.Linear) and not name.endswith(NEVER_KEPT) and is_fp8(f"{name}.weight"):
             new = Fp8Linear(
                 module.in_features,
                 module.out_features,

@@ -166,7 +166,7 @@ class Reader:
                 raise CheckpointError(f"{source.file}: {source.name}: reading failed: {error.strerror}") from None
             if count == 0:
                 raise CheckpointError(
-                    f"{source.file}: {source.name}: found the end of the file at {position}, "
+                    f"{source.file}: {source.name}: the file became shorter: found nothing at byte {position}, "
                     f"expected {len(memory)} more bytes"
                 )
             memory, position = memory[count:], position + count
