@@ -52,7 +52,7 @@ def build_pair(
     stock_class: Any = DeepseekV3ForCausalLM, model_class: Any = SeekletForCausalLM, seed: int = 0, **overrides: Any
 ) -> tuple[Any, Any]:
     """Return (stock, ours) in training mode with the same weights; no loss beside the language model's."""
-    sizes = SIZES | {"balance_loss_weight": 0.0} | overrides
+    sizes: dict[str, Any] = {**SIZES, "balance_loss_weight": 0.0, **overrides}
     attention = sizes.pop("attn_implementation", "sdpa")
     num_labels = {"num_labels": sizes.pop("num_labels")} if "num_labels" in sizes else {}
     ours_only = ("scoring_func", "balance_loss_weight", "mtp_loss_weight", "bias_update_speed")

@@ -92,7 +92,7 @@ def make_batch(kind: str) -> dict[str, Any]:
         mask = padding_mask(LENGTHS, max(LENGTHS), kind)
         labels = tokens.masked_fill(mask == 0, -100)
         return {"input_ids": tokens.masked_fill(mask == 0, PAD), "attention_mask": mask, "labels": labels}
-    batch = {"input_ids": tokens, "labels": tokens.clone()}
+    batch: dict[str, Any] = {"input_ids": tokens, "labels": tokens.clone()}
     if kind == "packed":
         lengths = ((5, 8), (1, 12), (6, 4, 3))
         batch["position_ids"] = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])

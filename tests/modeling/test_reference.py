@@ -57,7 +57,7 @@ def draw_sequences() -> list[tuple[list[int], list[int]]]:
     return sequences
 
 
-def lay_out(sequences: list[tuple[list[int], list[int]]], layout: str) -> list[dict[str, torch.Tensor]]:
+def lay_out(sequences: list[tuple[list[int], list[int]]], layout: str) -> dict[str, torch.Tensor]:
     """Return the batch of these sequences: "padded left", "padded right" or "packed"."""
     if layout == "packed":
         return {
