@@ -41,8 +41,13 @@ class GrowingLayer(DynamicLayer):
         # Beam reordering and the like put other tensors in our views' place: then the buffers are stale.
         if self._buffers is None or old == 0:
             return False
-        return all(
-            held.data_ptr() == buffer.data_ptr() and held.stride() == buffer.stride() and new <= buffer.shape[-2]
+        # Outside inference mode, what was made inside must not be written to.
+        writable = torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
+        return writable and all(
+            held.data_ptr() == buffer.data_ptr()
+            and held.stride() == buffer.stride()
+            and held.shape[:-2] == buffer.shape[:-2]
+            and new <= buffer.shape[-2]
             for held, buffer in zip((self.keys, self.values), self._buffers, strict=True)
         )
 
