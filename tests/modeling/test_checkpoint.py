@@ -24,6 +24,7 @@ from seeklet.modeling import (
     checkpoint_load,
 )
 from tests.modeling.nano import SIZES, build_ours, build_pair, draw_tokens
+from tests.modeling.tensors import assert_same, config_of, read
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -34,27 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied embeddings": {"tie_word_embeddings": True},
 }
 STOCK_VARIANTS = [name for name in VARIANTS if name != "no shared experts"]
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
-
-
-def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Assert the same names, dtypes, shapes and bits."""
-    assert actual.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (actual[name].dtype, actual[name].shape) == (tensor.dtype, tensor.shape), name
-        assert torch.equal(bits(actual[name]), bits(tensor)), name
-
-
-def read(folder: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor in the safetensors files of `folder`."""
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,10 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from seeklet.modeling import CheckpointError
 from seeklet.modeling.safetensors_io import DTYPES, Reader, TensorGroup, TensorSpec, read_header, write_file
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)
+from tests.modeling.tensors import bits
 
 
 def as_group(tensors: dict[str, torch.Tensor]) -> TensorGroup:
