@@ -109,7 +109,8 @@ def test_the_experts_and_their_gradients(dtype: torch.dtype) -> None:
 
     actual = run(lambda x, weights: experts(x, indices, weights), dtype)
     for ours, plain, truth in zip(actual, run(formula, dtype), run(formula, torch.float64), strict=True):
-        assert relative_error(ours, truth) <= 2 * relative_error(plain, truth) + torch.finfo(dtype).eps
+        # The floor: a router weight's gradient is summed over I here, over H in the formula.
+        assert relative_error(ours, truth) <= 2 * relative_error(plain, truth) + 4 * torch.finfo(dtype).eps
 
 
 def test_kept_fp8_saves_no_dequantised_weight_for_backward(odd: Path) -> None:
