@@ -13,7 +13,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import SeekletConfig
+from .kernels.mla_attention.reference import mla_attention
 from .kernels.mla_decode.reference import decode_is_cheaper, mla_decode
+from .linear import SeekletLinear
 from .norm import SeekletRMSNorm
 from .rope import SeekletApplyRope, softmax_scaling
 
@@ -54,6 +56,28 @@ class SeekletMLADecode(nn.Module):
         return mla_decode(q_latent, q_rope, latent, k_rope, mask, scaling)
 
 
+@use_kernel_forward_from_hub("SeekletMLAAttention")
+class SeekletMLAAttention(nn.Module):
+    """Attention with expanded keys and values, keys wider than values (training, prefill)."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Return the output (B, H, S, V); arguments as in the reference `mla_attention`."""
+        return mla_attention(query, key, value, mask, scaling)
+
+
+def _takes_reference(query: torch.Tensor, attention_mask: Any, dropout: float) -> bool:
+    """Return whether the blocked reference is the better choice than PyTorch's fused attention: on CPU."""
+    on_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and dropout == 0 and (attention_mask is None or attention_mask.dim() == 4)
+
+
 class SeekletAttention(nn.Module):
     """MLA with the latent cache: per token only the normed latent (L) and the rotated shared key (R) are kept.
 
@@ -75,17 +99,18 @@ class SeekletAttention(nn.Module):
         hidden, rank, bias = config.hidden_size, config.q_lora_rank, config.attention_bias
         queries = self.num_heads * config.qk_head_dim
         if rank is None:
-            self.q_proj = nn.Linear(hidden, queries, bias=False)
+            self.q_proj = SeekletLinear(hidden, queries, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden, rank, bias=bias)
+            self.q_a_proj = SeekletLinear(hidden, rank, bias=bias)
             self.q_a_layernorm = SeekletRMSNorm(rank)
-            self.q_b_proj = nn.Linear(rank, queries, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
+            self.q_b_proj = SeekletLinear(rank, queries, bias=False)
+        self.kv_a_proj_with_mqa = SeekletLinear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
         self.kv_a_layernorm = SeekletRMSNorm(config.kv_lora_rank)
         expanded = self.num_heads * (config.qk_nope_head_dim + config.v_head_dim)
-        self.kv_b_proj = nn.Linear(config.kv_lora_rank, expanded, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * config.v_head_dim, hidden, bias=bias)
+        self.kv_b_proj = SeekletLinear(config.kv_lora_rank, expanded, bias=False)
+        self.o_proj = SeekletLinear(self.num_heads * config.v_head_dim, hidden, bias=bias)
         self.apply_rope = SeekletApplyRope(config.rope_interleave)
+        self.attend = SeekletMLAAttention()
         self.decode = SeekletMLADecode()
 
     def forward(
@@ -110,6 +135,9 @@ class SeekletAttention(nn.Module):
         q_rope, k_rope = self.apply_rope(q_rope, k_rope, *position_embeddings)
         if past_key_values is not None:
             latent, k_rope = past_key_values.update(latent, k_rope, self.layer_idx)
+            if attention_mask is None and past_key_values.is_compileable and hidden_states.shape[1] > 1:
+                # Only into an empty static cache do several tokens come without a mask: behind them it is empty.
+                latent, k_rope = (states[:, :, : hidden_states.shape[1]] for states in (latent, k_rope))
         attend = self._absorbed if self._absorb(q_nope, latent, attention_mask) else self._expanded
         output, weights = attend(q_nope, q_rope, latent, k_rope, attention_mask, **kwargs)
         return self.o_proj(output.flatten(-2)), weights
@@ -143,24 +171,30 @@ class SeekletAttention(nn.Module):
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # k_nope = W_UK c, so q.k_nope = (W_UK^T q).c; v = W_UV c, so sum(p v) = W_UV sum(p c).
-        up_key, up_value = self._up_projections()
+        up_key, up_value, value_bias = self._up_projections()
         q_latent = torch.matmul(q_nope, up_key)
         mask = dense_mask(attention_mask, q_nope.shape[2], latent.shape[2], latent.device)
         output, weights = self.decode(q_latent, q_rope, latent[:, 0], k_rope[:, 0], mask, self.scaling)
         output = torch.matmul(output, up_value.mT).transpose(1, 2)
+        if value_bias is not None:
+            # The weights of a query add up to 1; a bias on the keys adds the same to all its scores and cancels.
+            output = output + value_bias
         return output, weights if self.config._attn_implementation == "eager" else None
 
-    def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return W_UK (H, N, L), W_UV (H, V, L), and the bias on the values (H, V) where there may be one."""
         linear, rank = self.kv_b_proj, self.config.kv_lora_rank
-        if type(linear) is nn.Linear:
-            weight = linear.weight
-        else:
-            # An adapter or a quantised layer: its matrix is what it makes of the identity, which costs what expanding
-            # `rank` cached tokens costs.
-            norm = self.kv_a_layernorm.weight
-            weight = linear(torch.eye(rank, dtype=norm.dtype, device=norm.device)).t()
-        weight = weight.reshape(self.num_heads, -1, rank)
-        return weight.split([self.config.qk_nope_head_dim, self.config.v_head_dim], dim=1)
+        sizes = [self.config.qk_nope_head_dim, self.config.v_head_dim]
+        if type(linear) is SeekletLinear:
+            up_key, up_value = linear.weight.view(self.num_heads, -1, rank).split(sizes, dim=1)
+            return up_key, up_value, None
+        # An adapter or a quantised layer: its bias is what it makes of zeros, its matrix what it makes of the
+        # identity, which costs what expanding `rank` cached tokens costs.
+        norm = self.kv_a_layernorm.weight
+        image = linear(torch.eye(rank + 1, rank, dtype=norm.dtype, device=norm.device))
+        image = image.view(rank + 1, self.num_heads, -1).permute(1, 2, 0)
+        up_key, up_value = (image[..., :-1] - image[..., -1:]).split(sizes, dim=1)
+        return up_key, up_value, image[:, sizes[0] :, -1]
 
     def _expanded(
         self,
@@ -175,22 +209,12 @@ class SeekletAttention(nn.Module):
         k_nope, value = expanded.split([self.config.qk_nope_head_dim, self.config.v_head_dim], dim=-1)
         query = torch.cat((q_nope, q_rope), dim=-1)
         key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
-        # PyTorch's fused CPU kernel takes one head size only; without it scores of S*T numbers a head are held,
-        # and prefill is 3 times slower (benchmarks/LOG.md).
-        missing = key.shape[-1] - value.shape[-1]
-        pad = missing > 0 and not value.is_cuda and self.config._attn_implementation == "sdpa"
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        output, weights = attend(
-            self,
-            query,
-            key,
-            F.pad(value, (0, missing)) if pad else value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return output[..., : self.config.v_head_dim], weights
+        dropout = self.attention_dropout if self.training else 0.0
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and _takes_reference(query, attention_mask, dropout):
+            return self.attend(query, key, value, attention_mask, self.scaling).transpose(1, 2), None
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
 def dense_mask(

@@ -12,7 +12,7 @@ import os
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -64,8 +64,8 @@ class _Request:
 _REQUEST: ContextVar[_Request | None] = ContextVar("seeklet_load_request", default=None)
 
 
-class CheckpointMixin:
-    """Loading and saving for the seeklet models; stands before `PreTrainedModel` among the base classes."""
+class CheckpointMixin(PreTrainedModel):
+    """Loading and saving for the seeklet models; the first base class of all of them."""
 
     # Whether the class has MTP modules; those of a checkpoint are passed over by one that has not.
     _uses_mtp = True
@@ -126,7 +126,8 @@ class CheckpointMixin:
         if quantization is not None:
             kwargs = needed_dtype(config, kwargs)
         names = stored_names(source, config, kwargs)
-        if names is not None:
+        # A key_mapping may yet make MTP modules of what has another name.
+        if names is not None and not kwargs.get("key_mapping"):
             set_true_mtp_depth(config, names, cls._uses_mtp)
         token = _REQUEST.set(_Request(quantization, keep_fp8, bool(kwargs.get("key_mapping"))))
         try:
@@ -142,7 +143,7 @@ class CheckpointMixin:
 
     @staticmethod
     def _load_pretrained_model(
-        model: PreTrainedModel,
+        model: "CheckpointMixin",
         state_dict: dict | None,
         checkpoint_files: list[str] | None,
         load_config: LoadStateDictConfig,
@@ -166,7 +167,7 @@ class CheckpointMixin:
         else:
             if request.keep_fp8:
                 _install_kept(model, {name for name, t in stored.items() if t.dtype == FP8}, load_config.dtype)
-            rules = rules_of(model, load_config.ignore_mismatched_sizes)
+            rules = rules_of(model, load_config.ignore_mismatched_sizes, model._uses_mtp)
             plan, misfits = make_plan(model.state_dict(), stored, rules)
             refuse([*problems, *misfits], what)
             obstacle = streaming_obstacle(model, load_config)
@@ -239,7 +240,7 @@ class CheckpointMixin:
         if token is not None:
             kwargs["token"] = token
         writes = self.should_save_on_this_rank(is_main_process)
-        model, distributed = unwrap_model(self), getattr(self.config, "distributed_config", None)
+        model, distributed = cast(CheckpointMixin, unwrap_model(self)), getattr(self.config, "distributed_config", None)
         tensors = dict(model.state_dict() if state_dict is None else state_dict)
         tensors = self.gather_sharded_state_dict_for_save(model, tensors, distributed, save_on_this_rank=writes)
         if writes:
@@ -251,12 +252,12 @@ class CheckpointMixin:
         self.barrier_after_gathered_checkpoint_save(distributed)
 
 
-def _install_kept(model: PreTrainedModel, fp8_names: set[str], dtype: torch.dtype) -> None:
+def _install_kept(model: PreTrainedModel, fp8_names: set[str], dtype: torch.dtype | None) -> None:
     """Make the modules of `model` whose weights are fp8 on disk keep them so."""
     prefix = model.base_model_prefix + "."
     # The checkpoint of a model with a head has the prefix in its names, that of one without has not.
     plain = {name.removeprefix(prefix) for name in fp8_names}
-    replaced = install_fp8(model, lambda name: name.removeprefix(prefix) in plain, dtype)
+    replaced = install_fp8(model, lambda name: name.removeprefix(prefix) in plain, dtype or torch.bfloat16)
     if not replaced:
         raise CheckpointError("keep_fp8=True: found no fp8 weights, expected a block-fp8 checkpoint")
     for name in replaced:
@@ -264,7 +265,7 @@ def _install_kept(model: PreTrainedModel, fp8_names: set[str], dtype: torch.dtyp
 
 
 def _write(
-    model: PreTrainedModel,
+    model: CheckpointMixin,
     folder: Path,
     tensors: dict[str, torch.Tensor],
     max_shard_bytes: int,

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -57,9 +57,8 @@ def own_config(
     if isinstance(config, PreTrainedConfig):
         return copy.deepcopy(config), arguments
     for_config = {name: value for name, value in arguments.items() if name not in MODEL_ARGUMENTS}
-    loaded, unused = config_class.from_pretrained(
-        path if config is None else config, return_unused_kwargs=True, **for_config
-    )
+    where = path if config is None else config
+    loaded, unused = cast(Any, config_class.from_pretrained(where, return_unused_kwargs=True, **for_config))
     kept = {*unused, *HUB_ARGUMENTS, *MODEL_ARGUMENTS}
     return loaded, {name: value for name, value in arguments.items() if name in kept}
 
@@ -82,7 +81,7 @@ def take_block_fp8(config: PreTrainedConfig) -> dict[str, Any] | None:
     )
     if not ours:
         return None
-    del config.quantization_config
+    delattr(config, "quantization_config")
     return found
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -106,7 +107,7 @@ class _Copier:
     def copy(self, reader: Reader, read: Read, target: torch.Tensor) -> torch.Tensor | None:
         """Fill `target`; return the scales it was dequantised with, if it was."""
         if read.scale is not None:
-            return self._dequantized(reader, read, target)
+            return self._dequantized(reader, read.source, read.scale, target)
         dtype = DTYPES[read.source.dtype]
         if dtype == target.dtype and target.device.type == "cpu" and target.is_contiguous():
             reader.read(read.source, 0, target)
@@ -120,17 +121,19 @@ class _Copier:
                 part.copy_(buffer)
         return None
 
-    def _dequantized(self, reader: Reader, read: Read, target: torch.Tensor) -> torch.Tensor:
-        rows, columns = read.source.shape
-        scale = torch.empty(read.scale.shape, dtype=torch.float32)
-        reader.read(read.scale, 0, scale)
+    def _dequantized(
+        self, reader: Reader, source: StoredTensor, stored_scale: StoredTensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        rows, columns = source.shape
+        scale = torch.empty(stored_scale.shape, dtype=torch.float32)
+        reader.read(stored_scale, 0, scale)
         on_device = scale.to(target.device)
         blocks = max(1, BUFFER_BYTES // (BLOCK[0] * columns))
         for block in range(0, len(scale), blocks):
             part = slice(block * BLOCK[0], min(rows, (block + blocks) * BLOCK[0]))
             count = part.stop - part.start
             codes = self._buffer(count * columns, target.device).view(torch.float8_e4m3fn).view(count, columns)
-            reader.read(read.source, part.start * columns, codes)
+            reader.read(source, part.start * columns, codes)
             dequantize(codes.to(target.device), on_device[block : block + blocks], out=target[part])
         return scale
 
@@ -169,7 +172,7 @@ def _equal(reader: Reader, first: StoredTensor, second: StoredTensor) -> bool:
     return True
 
 
-def rules_of(model: PreTrainedModel, ignore_mismatched_sizes: bool) -> Rules:
+def rules_of(model: PreTrainedModel, ignore_mismatched_sizes: bool, uses_mtp: bool) -> Rules:
     """Return what `model` tolerates in a checkpoint.
 
     A head may be missing, to be newly initialised, unless the config says that the checkpoint was saved with it.
@@ -187,7 +190,7 @@ def rules_of(model: PreTrainedModel, ignore_mismatched_sizes: bool) -> Rules:
         tied=model.all_tied_weights_keys,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         num_hidden_layers=model.config.num_hidden_layers,
-        uses_mtp=model._uses_mtp,
+        uses_mtp=uses_mtp,
         unexpected=tuple(model._keys_to_ignore_on_load_unexpected or ()),
     )
 
@@ -218,7 +221,7 @@ def load_plan(
         CheckpointError: a file changed or cannot be read.
     """
     expected = model.state_dict(keep_vars=True)
-    devices = expand_device_map(load_config.device_map or {"": "cpu"}, expected)
+    devices = expand_device_map(load_config.device_map or {"": "cpu"}, list(expected))
     if load_config.device_map is not None:
         caching_allocator_warmup(model, devices, None)
 
@@ -230,7 +233,7 @@ def load_plan(
         if isinstance(expected[key], nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=expected[key].requires_grad)
         # Without this mark transformers would initialise it anew.
-        tensor._is_hf_initialized = True
+        setattr(tensor, "_is_hf_initialized", True)  # noqa: B010 (not an attribute that tensors declare)
         path, _, name = key.rpartition(".")
         setattr(model.get_submodule(path), name, tensor)
 
@@ -245,7 +248,7 @@ def load_plan(
     info = LoadStateDictInfo(
         missing_keys=plan.missing,
         unexpected_keys=plan.unexpected,
-        mismatched_keys=plan.mismatched,
+        mismatched_keys=cast(Any, plan.mismatched),
         error_msgs=[],
         conversion_errors={},
         skipped_pp_keys=set(),

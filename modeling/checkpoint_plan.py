@@ -193,12 +193,12 @@ class _Planner:
         if len(source.shape) != 2:
             self.problems.append(Problem(source.name, str(source), "fp8 weights in 2 dimensions", source.file))
         elif scale is None:
-            shape = scale_shape(*source.shape)
+            shape = scale_shape(source.shape[0], source.shape[1])
             expected = f"its scales {source.name}{SCALE}, F32 {shape}, or an unscaled dtype"
             self.problems.append(Problem(source.name, f"{source} without scales", expected, source.file))
         else:
             self.used.add(scale.name)
-            shape = scale_shape(*source.shape)
+            shape = scale_shape(source.shape[0], source.shape[1])
             if (scale.dtype, scale.shape) != ("F32", shape):
                 expected = f"F32 {shape}, one per block of {BLOCK[0]} x {BLOCK[1]} of {source.shape}"
                 self.problems.append(Problem(scale.name, str(scale), expected, scale.file))
@@ -226,7 +226,7 @@ class _Planner:
         else:
             names = [name for name in self.stored if memory_name(name) == self.disk_name(key)]
             shapes = {self.stored[name].shape for name in names}
-            numbers = [expert_number(name) for name in names]
+            numbers = [number for name in names if (number := expert_number(name)) is not None]
             per_expert = max(1, numbers.count(0))
             # Experts of different shapes, or with gaps between them, are no other size but a broken checkpoint.
             if len(shapes) != 1 or sorted(numbers) != sorted([*range(len(names) // per_expert)] * per_expert):

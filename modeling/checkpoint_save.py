@@ -93,7 +93,7 @@ class Layout:
 
     def _requantized(self, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
         old = self.origin.scales.get(slot.disk_name) if self.origin is not None else None
-        if old is not None and tuple(old.shape) != scale_shape(*slot.shape):
+        if old is not None and tuple(old.shape) != scale_shape(slot.shape[0], slot.shape[1]):
             old = None
         power_of_two = self.origin is not None and self.origin.config.get("scale_fmt") == "ue8m0"
         try:
@@ -114,7 +114,7 @@ class Layout:
 def _fp8_specs(slot: Slot) -> tuple[TensorSpec, TensorSpec]:
     return (
         TensorSpec(slot.disk_name, torch.float8_e4m3fn, slot.shape),
-        TensorSpec(slot.disk_name + SCALE, torch.float32, scale_shape(*slot.shape)),
+        TensorSpec(slot.disk_name + SCALE, torch.float32, scale_shape(slot.shape[0], slot.shape[1])),
     )
 
 

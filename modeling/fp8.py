@@ -183,8 +183,9 @@ def install_fp8(model: nn.Module, is_fp8: Callable[[str], bool], compute_dtype: 
                 compute_dtype=compute_dtype,
             )
         elif is_fused_experts(module) and all(is_fp8(name) for name in _disk_names(name, module)):
-            experts, width, hidden = module.gate_up_proj.shape
-            new = Fp8Experts(experts, hidden, width // 2, device=module.gate_up_proj.device)
+            gate_up = module.get_parameter("gate_up_proj")
+            experts, width, hidden = gate_up.shape
+            new = Fp8Experts(experts, hidden, width // 2, device=gate_up.device)
         else:
             continue
         model.set_submodule(name, new)
@@ -193,8 +194,8 @@ def install_fp8(model: nn.Module, is_fp8: Callable[[str], bool], compute_dtype: 
 
 
 def _disk_names(name: str, experts: nn.Module) -> list[str]:
-    projections = (("gate_up_proj", experts.gate_up_proj), ("down_proj", experts.down_proj))
-    return [slot.disk_name for key, weight in projections for slot in slots(f"{name}.{key}", weight.shape)]
+    shapes = {key: experts.get_parameter(key).shape for key in ("gate_up_proj", "down_proj")}
+    return [slot.disk_name for key, shape in shapes.items() for slot in slots(f"{name}.{key}", shape)]
 
 
 def scale_key(key: str) -> str:

@@ -19,6 +19,7 @@ from .balance import count_experts, sequence_balance_loss, sequence_ids
 from .cache import LatentCache
 from .configuration import SeekletConfig
 from .kernels.linear_cross_entropy.reference import linear_cross_entropy
+from .linear import SeekletLinear
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp import IGNORE_INDEX, mtp_labels, shift_left
 
@@ -49,7 +50,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = SeekletModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SeekletLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -135,7 +136,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         `num_items_in_batch`. NaN where nothing is labelled, as in PyTorch.
         """
         targets = targets.flatten().to(hidden.device)
-        if type(self.lm_head) is nn.Linear:
+        if type(self.lm_head) is SeekletLinear:
             total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, IGNORE_INDEX)
         else:
             # An adapter or a quantised head: only its own forward knows its matrix.

@@ -13,6 +13,7 @@ from .configuration import SeekletConfig
 from .kernels.grouped_experts.op import grouped_experts
 from .kernels.router.reference import route
 from .kernels.swiglu.reference import swiglu
+from .linear import SeekletLinear
 
 
 @use_kernel_forward_from_hub("SeekletSwiGLU")
@@ -29,9 +30,9 @@ class SeekletMLP(nn.Module):
 
     def __init__(self, config: SeekletConfig, intermediate_size: int):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = SeekletLinear(config.hidden_size, intermediate_size, bias=False)
+        self.up_proj = SeekletLinear(config.hidden_size, intermediate_size, bias=False)
+        self.down_proj = SeekletLinear(intermediate_size, config.hidden_size, bias=False)
         self.activation = SeekletSwiGLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

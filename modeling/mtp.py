@@ -8,6 +8,7 @@ from torch import nn
 from .balance import sequence_ids
 from .configuration import SeekletConfig
 from .layer import SeekletDecoderLayer
+from .linear import SeekletLinear
 from .norm import SeekletRMSNorm
 
 IGNORE_INDEX = -100
@@ -33,7 +34,7 @@ class SeekletMTPLayer(SeekletDecoderLayer):
         super().__init__(config, layer_idx)
         self.enorm = SeekletRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.hnorm = SeekletRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = SeekletLinear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHeadNorm(config)
 
     def forward(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, **kwargs) -> torch.Tensor:

@@ -91,7 +91,7 @@ def requantize(
     if scale is not None:
         _check_shapes(weight, scale, block)
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
-    scales = torch.empty(scale_shape(*weight.shape, block), dtype=torch.float32, device=weight.device)
+    scales = torch.empty(scale_shape(weight.shape[0], weight.shape[1], block), dtype=torch.float32, device=weight.device)
     for start in range(0, weight.shape[0], block[0]):
         rows, index = slice(start, start + block[0]), start // block[0]
         old = None if scale is None else scale[index].to(weight.device)
@@ -104,6 +104,7 @@ def _requantize_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     columns = weight.shape[1]
     wide = weight.to(torch.float32)
+    same_N = None
     if old is not None:
         codes = _encode(wide, _to_columns(old, columns, block))
         back = _decode_cast(codes, _to_columns(old, columns, block)).to(weight.dtype)
@@ -116,7 +117,7 @@ def _requantize_rows(
     scale = torch.where(largest_N == 0, 1.0, (largest_N / E4M3_MAX).clamp(min=SMALLEST_SCALE))
     if power_of_two:
         scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    if old is not None:
+    if old is not None and same_N is not None:
         scale = torch.where(same_N, old, scale)
     return _encode(wide, _to_columns(scale, columns, block)), scale
 
@@ -152,7 +153,7 @@ def _by_block(rows: torch.Tensor, block: tuple[int, int], fill: float) -> torch.
 
 
 def _check_shapes(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> None:
-    expected = scale_shape(*weight.shape, block) if weight.dim() == 2 else None
+    expected = scale_shape(weight.shape[0], weight.shape[1], block) if weight.dim() == 2 else None
     if expected is None or tuple(scale.shape) != expected:
         raise ValueError(
             f"scales of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}; "

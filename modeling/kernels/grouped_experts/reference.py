@@ -9,6 +9,7 @@ few experts are all that is touched) and `F.grouped_mm` (no synchronisation with
 import torch
 from torch.nn import functional as F
 
+from ..linear.reference import matmul
 from ..swiglu.reference import swiglu_backward
 
 
@@ -20,66 +21,72 @@ def sort_rows(indices_TK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor,
 
 def _activation(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     gate, up = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32)).chunk(2, -1)
-    return gate, up, F.silu(gate) * up
+    return gate, up, F.silu(gate).mul_(up)
+
+
+def _sum_by_token(by_row: torch.Tensor, rows: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Return the sum of each token's `top_k` rows (T, H), from rows sorted by expert (S, H); fp32 inside.
+
+    By inverse permutation, not by atomic adds: the same bits every time.
+    """
+    inverse = torch.empty_like(rows)
+    inverse[rows] = torch.arange(rows.numel(), device=rows.device)
+    return F.embedding_bag(inverse.view(-1, top_k), by_row, mode="sum")
+
+
+def _hit_experts(counts: torch.Tensor) -> list[tuple[int, slice]]:
+    """Return (expert, its rows) of the experts that got any."""
+    hit, start = [], 0
+    for expert, count in enumerate(counts.tolist()):
+        if count:
+            hit.append((expert, slice(start, start + count)))
+        start += count
+    return hit
 
 
 def forward_loop(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save: bool):
     """Return (output (T, H), gate_up (S, 2I) or empty, rows (S,), counts (E,)), one expert after the other.
 
-    The output is summed in fp32 (float64 for float64) and rounded once. `gate_up` is empty unless `save`.
+    `gate_up` is empty unless `save`.
     """
     top_k = indices_TK.shape[1]
     rows, counts = sort_rows(indices_TK, gate_up_proj.shape[0])
-    wide = torch.promote_types(x_TH.dtype, torch.float32)
-    output = x_TH.new_zeros(x_TH.shape, dtype=wide)
-    gate_up = x_TH.new_empty((rows.numel() if save else 0, gate_up_proj.shape[1]))
-    tokens, weights = rows // top_k, weights_TK.flatten()[rows].to(wide)
-    start = 0
-    for expert, count in enumerate(counts.tolist()):
-        if count == 0:
-            continue
-        part = slice(start, start + count)
-        start += count
-        hidden = x_TH[tokens[part]] @ gate_up_proj[expert].t()
-        if save:
-            gate_up[part] = hidden
-        weighted = _activation(hidden)[2].mul_(weights[part, None]).to(x_TH.dtype)
-        output.index_add_(0, tokens[part], (weighted @ down_proj[expert].t()).to(wide))
-    return output.to(x_TH.dtype), gate_up, rows, counts
+    x = x_TH.index_select(0, rows // top_k)
+    weights = weights_TK.flatten().index_select(0, rows)[:, None]
+    gate_up = x.new_empty(x.shape[0], gate_up_proj.shape[1])
+    by_row = torch.empty_like(x)
+    for expert, part in _hit_experts(counts):
+        hidden = matmul(x[part], gate_up_proj[expert].t(), out=gate_up[part])
+        weighted = _activation(hidden)[2].mul_(weights[part]).to(x.dtype)
+        matmul(weighted, down_proj[expert].t(), out=by_row[part])
+    return _sum_by_token(by_row, rows, top_k), gate_up if save else gate_up.new_empty(0, gate_up.shape[1]), rows, counts
 
 
 def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights: bool):
     """Return the gradients of (x (T, H), weights (T, K), gate_up_proj, down_proj); the last two empty unless asked."""
     top_k = weights_TK.shape[1]
     wide = torch.promote_types(x_TH.dtype, torch.float32)
-    grad_x = x_TH.new_zeros(x_TH.shape, dtype=wide)
-    grad_rows = x_TH.new_empty(rows.numel(), dtype=wide)
-    grad_gate_up_proj = torch.empty_like(gate_up_proj) if needs_weights else gate_up_proj.new_empty(0)
-    grad_down_proj = torch.empty_like(down_proj) if needs_weights else down_proj.new_empty(0)
-    tokens, weights = rows // top_k, weights_TK.flatten()[rows].to(wide)
-    start = 0
-    for expert, count in enumerate(counts.tolist()):
-        if count == 0:
-            if needs_weights:
-                grad_gate_up_proj[expert].zero_()
-                grad_down_proj[expert].zero_()
-            continue
-        part = slice(start, start + count)
-        start += count
-        weight = weights[part, None]
-        grad = grad_TH[tokens[part]]
+    tokens, weights = rows // top_k, weights_TK.flatten().index_select(0, rows)[:, None]
+    x, grad_rows = x_TH.index_select(0, tokens), grad_TH.index_select(0, tokens)
+    by_row, grad_weights = torch.empty_like(x), torch.empty(rows.numel(), dtype=wide, device=x.device)
+    projections = (gate_up_proj, down_proj)
+    grads = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in projections]
+    hit = _hit_experts(counts)
+    if needs_weights and len(hit) < gate_up_proj.shape[0]:
+        for grad in grads:
+            grad[counts == 0] = 0
+    for expert, part in hit:
         gate, up, active = _activation(gate_up[part])
-        grad_active = (grad @ down_proj[expert]).to(wide)
-        grad_rows[part] = (grad_active * active).sum(-1)
-        grad_gate, grad_up = swiglu_backward(grad_active.mul_(weight), gate, up)
-        grad_hidden = torch.cat((grad_gate, grad_up), -1).to(x_TH.dtype)
+        grad_active = matmul(grad_rows[part], down_proj[expert]).to(wide)
+        # The weighted sum over I both gives the weight's gradient and spares keeping the down projection's output.
+        grad_weights[rows[part]] = (grad_active * active).sum(-1)
+        grad_hidden = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1).to(x.dtype)
+        matmul(grad_hidden, gate_up_proj[expert], out=by_row[part])
         if needs_weights:
-            torch.mm(grad.t(), active.mul_(weight).to(x_TH.dtype), out=grad_down_proj[expert])
-            torch.mm(grad_hidden.t(), x_TH[tokens[part]], out=grad_gate_up_proj[expert])
-        grad_x.index_add_(0, tokens[part], (grad_hidden @ gate_up_proj[expert]).to(wide))
-    grad_weights = torch.empty_like(grad_rows)
-    grad_weights[rows] = grad_rows
-    return grad_x.to(x_TH.dtype), grad_weights.view_as(weights_TK).to(weights_TK.dtype), grad_gate_up_proj, grad_down_proj
+            matmul(grad_hidden.t(), x[part], out=grads[0][expert])
+            matmul(grad_rows[part].t(), active.mul_(weights[part]).to(x.dtype), out=grads[1][expert])
+    grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
+    return _sum_by_token(by_row, rows, top_k), grad_weights, *grads
 
 
 def forward_grouped(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save: bool):
@@ -92,11 +99,7 @@ def forward_grouped(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save:
     gate_up = F.grouped_mm(x_TH[tokens], gate_up_proj.transpose(-2, -1), offs=ends)
     weighted = _activation(gate_up)[2].mul_(weights[:, None]).to(x_TH.dtype)
     result = F.grouped_mm(weighted, down_proj.transpose(-2, -1), offs=ends)
-    # Scatter by inverse permutation and sum over K: deterministic, unlike atomic adds.
-    by_token = torch.empty_like(result)
-    by_token[rows] = result
-    output = by_token.view(-1, top_k, x_TH.shape[1]).sum(1, dtype=wide)
-    return output.to(x_TH.dtype), gate_up if save else gate_up[:0].clone(), rows, counts
+    return _sum_by_token(result, rows, top_k), gate_up if save else gate_up[:0].clone(), rows, counts
 
 
 def backward_grouped(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights: bool):
@@ -117,12 +120,9 @@ def backward_grouped(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up
         grad_down_proj = F.grouped_mm(grad.t(), weighted, offs=ends)
         grad_gate_up_proj = F.grouped_mm(grad_hidden.t(), x_TH[tokens], offs=ends)
     by_row = F.grouped_mm(grad_hidden, gate_up_proj, offs=ends)
-    by_token = torch.empty_like(by_row)
-    by_token[rows] = by_row
     grad_weights = torch.empty_like(grad_rows)
     grad_weights[rows] = grad_rows
-    grad_x = by_token.view(-1, top_k, x_TH.shape[1]).sum(1, dtype=wide).to(x_TH.dtype)
-    return grad_x, grad_weights.view_as(weights_TK).to(weights_TK.dtype), grad_gate_up_proj, grad_down_proj
+    return _sum_by_token(by_row, rows, top_k), grad_weights.view_as(weights_TK).to(weights_TK.dtype), grad_gate_up_proj, grad_down_proj
 
 
 def can_group(x_TH: torch.Tensor, gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> bool:

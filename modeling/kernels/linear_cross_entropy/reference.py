@@ -5,10 +5,34 @@
 import torch
 from torch.nn import functional as F
 
-# Logits held at once: 2^22 fp32 numbers are 16 MiB. At least 256 rows, below which the weight gradient's
-# accumulation (V*H read and written per chunk) costs more than the products themselves.
+from ..linear.reference import matmul
+
+# Rows whose logits are held at once: as many as make 2^22 numbers, but at least 256, below which the weight
+# gradient's accumulation (V*H read and written per chunk) costs more than the products themselves.
 CHUNK_ELEMENTS = 2**22
 MIN_CHUNK_ROWS = 256
+# Of these, the softmax is taken over so many numbers at a time, which stay in the processor's cache.
+SOFTMAX_ELEMENTS = 2**19
+
+
+def _losses_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, ignore_index: int, with_gradient: bool
+) -> torch.Tensor:
+    """Return the summed loss of `logits` (rows, V); the logits are overwritten by its gradient where asked."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    total = logits.new_zeros((), dtype=wide)
+    rows = max(1, SOFTMAX_ELEMENTS // logits.shape[1])
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        kept = target != ignore_index
+        index = target.clamp(min=0)[:, None]
+        log_p = part.log_softmax(-1, dtype=wide)
+        total -= torch.where(kept, log_p.gather(-1, index).squeeze(-1), 0).sum()
+        if with_gradient:
+            # softmax - one_hot, zero in ignored rows
+            p = log_p.exp_()
+            p.scatter_add_(-1, index, p.new_full(index.shape, -1.0))
+            torch.mul(p, kept[:, None], out=part)
+    return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -19,42 +43,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        grad_weight = None
         total = hidden.new_zeros((), dtype=wide)
         rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
-            chunk, target = hidden[start : start + rows], targets[start : start + rows]
-            kept = target != ignore_index
-            logits = (chunk @ weight.t()).to(wide)
-            log_z = logits.logsumexp(-1)
-            index = target.clamp(min=0)[:, None]
-            picked = logits.gather(-1, index).squeeze(-1)
-            total += torch.where(kept, log_z - picked, 0).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            # d loss / d logits = softmax - one_hot, zero in ignored rows; written over the logits.
-            grad = logits.sub_(log_z[:, None]).exp_()
-            grad.scatter_add_(-1, index, -torch.ones_like(index, dtype=wide))
-            grad = grad.mul_(kept[:, None]).to(hidden.dtype)
+            chunk = hidden[start : start + rows]
+            logits = matmul(chunk, weight.t())
+            total += _losses_and_gradient(
+                logits, targets[start : start + rows], ignore_index, needs_hidden or needs_weight
+            )
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
-                if grad.dtype == wide:
-                    grad_weight.addmm_(grad.t(), chunk)
-                else:
-                    grad_weight += grad.t() @ chunk
+                matmul(logits, weight, out=grad_hidden[start : start + rows])
+            if needs_weight:
+                part = matmul(logits.t(), chunk)
+                # Sums of chunks are kept in fp32, as one product over all rows would have kept them.
+                grad_weight = part.to(wide) if grad_weight is None else grad_weight.add_(part)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        scaled = [None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        return *scaled, None, None
 
 
 def linear_cross_entropy(

@@ -8,11 +8,7 @@ def swiglu_backward(
     grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of `silu(gate) * up` to gate and up, given `grad`; all of one shape."""
-    sigmoid = torch.sigmoid(gate)
-    silu = gate * sigmoid
-    # d silu = sigmoid * (1 + gate * (1 - sigmoid)) = sigmoid + silu * (1 - sigmoid)
-    grad_gate = torch.addcmul(sigmoid, silu, 1 - sigmoid).mul_(up).mul_(grad)
-    return grad_gate, silu.mul_(grad)
+    return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""linear: see reference.py for the specification."""

@@ -1,0 +1,1 @@
+"""mla_attention: see reference.py for the specification."""
