@@ -1,1 +1,1 @@
-"""The fine-tuning toolkit: data, losses, rewards and training stages."""
+"""Fine-tuning on top of `seeklet.modeling`: the demo of `make demo`."""

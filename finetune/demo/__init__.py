@@ -1,1 +1,1 @@
-"""The demo: a tiny model taught to reason on a CPU, from random weights to saved checkpoint."""
+"""`make demo`: train, measure, save and reload a nano DeepSeek-V3-architecture model on CPU, in minutes."""

@@ -1,0 +1,43 @@
+"""The demo's tokenizer: one token per character, and the turn, reasoning and answer tags of DeepSeek-R1."""
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNK = "<｜pad｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜unk｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+
+# Ordinary added tokens, as in DeepSeek-R1's own tokenizer: special ones would be dropped by
+# `decode(skip_special_tokens=True)`, which is how RL trainers decode, and every reward would be 0.
+TAGS = (USER, ASSISTANT, THINK, END_THINK, ANSWER, END_ANSWER)
+CHARACTERS = "0123456789+-*/=();., \n"
+VOCABULARY = (PAD, BOS, EOS, UNK, *TAGS, *CHARACTERS)
+"""Every token, at its id."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer, chat template included, padding on the left as batched generation needs.
+
+    Every digit is its own token, so a number's length is visible to the model and no sum is a lookup
+    of a merged token. Characters outside `CHARACTERS` become the unknown token.
+    """
+    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    # Not ".", which leaves newlines out.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="left",
+        # Would glue "; -3" into ";-3" and break the round trip.
+        clean_up_tokenization_spaces=False,
+        chat_template=template,
+    )

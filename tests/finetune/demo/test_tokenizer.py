@@ -1,0 +1,56 @@
+"""The tokenizer loses nothing on the way there and back, and its chat template marks what is trained on."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from seeklet.finetune.demo.tokenizer import CHARACTERS, TAGS, UNK, VOCABULARY, build_tokenizer
+
+SOLUTION = "<think>3-9=-6;-6+4=-2</think><answer>-2</answer>"
+CHAT = [{"role": "user", "content": "3-9+4"}, {"role": "assistant", "content": SOLUTION}]
+
+
+def test_text_survives_the_round_trip() -> None:
+    tokenizer = build_tokenizer()
+    text = "<think>" + CHARACTERS + "; -3 ,  .\n</think><answer>-12</answer>"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    # One token per character, one per tag.
+    assert len(ids) == 4 + len(CHARACTERS) + len("; -3 ,  .\n") + len("-12")
+
+
+def test_tags_survive_decoding_without_special_tokens() -> None:
+    tokenizer = build_tokenizer()
+    text = str(tokenizer.apply_chat_template(CHAT, tokenize=False))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == f"<｜User｜>3-9+4<｜Assistant｜>{SOLUTION}"
+    assert not set(TAGS) & set(tokenizer.all_special_tokens)
+
+
+def test_chat_template_writes_the_format_of_deepseek_r1() -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == (
+        f"<｜begin▁of▁sentence｜><｜User｜>3-9+4<｜Assistant｜>{SOLUTION}<｜end▁of▁sentence｜>"
+    )
+    assert tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True) == (
+        "<｜begin▁of▁sentence｜><｜User｜>3-9+4<｜Assistant｜>"
+    )
+
+
+def test_chat_template_refuses_an_unknown_role() -> None:
+    with pytest.raises(Exception, match='role "system" is not known; allowed: user, assistant'):
+        build_tokenizer().apply_chat_template([{"role": "system", "content": "1"}], tokenize=False)
+
+
+def test_unknown_characters_become_the_unknown_token() -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("1x2")["input_ids"]) == ["1", UNK, "2"]
+
+
+def test_saved_tokenizer_loads_equal(tmp_path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == {token: index for index, token in enumerate(VOCABULARY)}
+    assert loaded.chat_template == tokenizer.chat_template
+    assert loaded.apply_chat_template(CHAT) == tokenizer.apply_chat_template(CHAT)
+    assert loaded.padding_side == "left"
