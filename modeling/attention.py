@@ -186,7 +186,7 @@ class SeekletAttention(nn.Module):
         linear, rank = self.kv_b_proj, self.config.kv_lora_rank
         sizes = [self.config.qk_nope_head_dim, self.config.v_head_dim]
         if type(linear) is SeekletLinear:
-            up_key, up_value = linear.weight.view(self.num_heads, -1, rank).split(sizes, dim=1)
+            up_key, up_value = linear.weight.reshape(self.num_heads, -1, rank).split(sizes, dim=1)
             return up_key, up_value, None
         # An adapter or a quantised layer: its bias is what it makes of zeros, its matrix what it makes of the
         # identity, which costs what expanding `rank` cached tokens costs.
