@@ -136,10 +136,10 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         `num_items_in_batch`. NaN where nothing is labelled, as in PyTorch.
         """
         targets = targets.flatten().to(hidden.device)
-        if type(self.lm_head) is SeekletLinear:
+        if type(self.lm_head) is SeekletLinear and type(self.lm_head.weight) is nn.Parameter:
             total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, IGNORE_INDEX)
         else:
-            # An adapter or a quantised head: only its own forward knows its matrix.
+            # An adapter, a quantised or a tensor-parallel head: only its own forward knows its matrix.
             logits = self.lm_head(hidden.flatten(0, 1)).float()
             total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
         return total / ((targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch)

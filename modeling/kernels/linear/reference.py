@@ -5,12 +5,16 @@ from torch.nn import functional as F
 
 # Below so many rows oneDNN's set-up costs more than it saves (benchmarks/LOG.md).
 ONEDNN_MIN_ROWS = 8
+# Subclasses (DTensor of tensor parallelism, quantised weights) have no rule for oneDNN's operator.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _prefers_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
     # PyTorch multiplies fp32 by MKL, which on AMD processors runs at less than half of oneDNN's speed.
     return (
-        a.dtype == torch.float32
+        type(a) in PLAIN
+        and type(b) in PLAIN
+        and a.dtype == torch.float32
         and b.dtype == torch.float32
         and a.device.type == "cpu"
         and a.shape[0] >= ONEDNN_MIN_ROWS
