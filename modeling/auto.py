@@ -10,12 +10,11 @@ from transformers import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .configuration import SeekletConfig
+from .configuration import READ_MODEL_TYPES, SeekletConfig
 from .heads import SeekletForCausalLM, SeekletForSequenceClassification, SeekletForTokenClassification
 from .model import SeekletModel
 
-# The published name, the one in memory, and Kimi-K2's text model, which is the same architecture by another name.
-MODEL_TYPES = ("deepseek_v3", "seeklet", "kimi_k2")
+MODEL_TYPES = (*READ_MODEL_TYPES, SeekletConfig.model_type)
 AUTO_CLASSES = {
     AutoModel: SeekletModel,
     AutoModelForCausalLM: SeekletForCausalLM,

@@ -15,6 +15,8 @@ PUBLISHED_ARCHITECTURES = {
     "SeekletForTokenClassification": "DeepseekV3ForTokenClassification",
 }
 PUBLISHED_MODEL_TYPE = "deepseek_v3"
+# Of the checkpoints that are read as ours: the published name, and Kimi-K2's text model, the same architecture.
+READ_MODEL_TYPES = (PUBLISHED_MODEL_TYPE, "kimi_k2")
 
 # Field -> smallest allowed value. `None` is allowed only where OPTIONAL_FIELDS says so.
 INTEGER_FIELDS = {
@@ -172,6 +174,14 @@ class SeekletConfig(PreTrainedConfig):
         self.head_dim = self.qk_rope_head_dim
         super().__post_init__(**kwargs)
         self._validate_rope()
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Return what stands in a `config.json`, with our `model_type`, so that transformers warns of no mismatch."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") in READ_MODEL_TYPES:
+            config_dict = {**config_dict, "model_type": cls.model_type}
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
