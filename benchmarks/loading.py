@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS, PEER = "SeekletForCausalLM", "DeepseekV3ForCausalLM"
 REPEATS = 5
 # 1.0e9 parameters, 92 % of them in routed experts (V3: 97 %).
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 32768,
     "hidden_size": 1024,
     "intermediate_size": 2816,

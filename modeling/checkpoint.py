@@ -12,7 +12,7 @@ import os
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -60,6 +60,8 @@ class _Request:
     key_mapping: bool = False
 
 
+Model = TypeVar("Model", bound="CheckpointMixin")
+
 # transformers calls `_load_pretrained_model` with arguments of its own, so ours travel beside them, for one call.
 _REQUEST: ContextVar[_Request | None] = ContextVar("seeklet_load_request", default=None)
 
@@ -82,14 +84,14 @@ class CheckpointMixin(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         pretrained_model_name_or_path: str | os.PathLike | None,
         *model_args: Any,
         config: PreTrainedConfig | str | os.PathLike | None = None,
         quantization_config: QuantizationConfigMixin | dict | None = None,
         keep_fp8: bool = False,
         **kwargs: Any,
-    ):
+    ) -> Model:
         """Return the model of a checkpoint, as transformers' `from_pretrained` does, and with its other arguments.
 
         Block-fp8 checkpoints, as DeepSeek publishes them, are dequantised to `dtype` (default: the config's, else
@@ -120,6 +122,7 @@ class CheckpointMixin(PreTrainedModel):
                 **kwargs,
             )
         source = without_adapter(pretrained_model_name_or_path)
+        assert cls.config_class is not None
         config, kwargs = own_config(cls.config_class, source, config, kwargs)
         quantization = take_block_fp8(config)
         keep_fp8, quantization_config = asked_fp8(quantization, quantization_config, keep_fp8)

@@ -16,7 +16,7 @@ def naive_dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def naive_scale(weight: torch.Tensor) -> torch.Tensor:
-    rows, columns = scale_shape(*weight.shape)
+    rows, columns = scale_shape(weight.shape[0], weight.shape[1])
     blocks = [
         [weight[128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)].abs().max() for j in range(columns)]
         for i in range(rows)
@@ -54,7 +54,7 @@ def test_every_code_is_decoded(scale: float) -> None:
     expected = codes.float() * scale
     finite = ~expected.isnan()
     without_nan = codes.view(torch.uint8)[:, finite[0]].view(torch.float8_e4m3fn)
-    scales = torch.full(scale_shape(*without_nan.shape), scale)
+    scales = torch.full(scale_shape(1, without_nan.shape[1]), scale)
     assert torch.equal(dequantize(without_nan, scales, torch.float32), expected[:, finite[0]])
     # -0.0 stays negative.
     assert dequantize(codes[:, 128:129], scales[:, :1], torch.float32).signbit().all()

@@ -13,7 +13,7 @@ from tests.modeling.nano import build_ours
 from tests.modeling.tensors import config_of, read
 
 # 144 rows of kv_a_proj_with_mqa, 448 of an expert, 576 of a dense MLP: none is a multiple of 128.
-ODD = {
+ODD: dict[str, Any] = {
     "hidden_size": 264,
     "kv_lora_rank": 136,
     "qk_rope_head_dim": 8,
@@ -41,18 +41,18 @@ EVEN = ODD | {
 }
 
 
-def write_fp8(folder: Path, dtype: torch.dtype = torch.bfloat16, **sizes: Any) -> Path:
+def write_fp8(folder: Path, sizes: dict[str, Any]) -> Path:
     """Write a block-fp8 checkpoint as DeepSeek publishes it: random codes, and scales of nobody's rule.
 
     Its only tie to our own writer is the names.
     """
-    model = build_ours(**sizes).to(dtype)
+    model = build_ours(**sizes).bfloat16()
     model.save_pretrained(folder)
     tensors = read(folder)
     for name in [name for name in tensors if is_fp8_weight(name)]:
         codes = (torch.randn(tensors[name].shape) * 40).to(torch.float8_e4m3fn)
         tensors[name] = codes
-        tensors[f"{name}_scale_inv"] = (torch.rand(scale_shape(*codes.shape)) + 0.5) * 1e-3
+        tensors[f"{name}_scale_inv"] = (torch.rand(scale_shape(codes.shape[0], codes.shape[1])) + 0.5) * 1e-3
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     quantization = {
         "activation_scheme": "dynamic",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from seeklet.modeling import SeekletForCausalLM
+
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return the bytes of a tensor of any dtype, so that NaN equals NaN and 0.0 is not -0.0."""
@@ -24,6 +26,11 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def read(folder: Path) -> dict[str, torch.Tensor]:
     """Return every tensor in the safetensors files of `folder`."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def load(folder: Path, model_class: Any = SeekletForCausalLM, **kwargs: Any) -> Any:
+    """Return the model of a checkpoint; untyped, as transformers types what it holds as tensors or modules."""
+    return model_class.from_pretrained(folder, **kwargs)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from seeklet.modeling import (
     checkpoint_load,
 )
 from tests.modeling.nano import SIZES, build_ours, build_pair, draw_tokens
-from tests.modeling.tensors import assert_same, config_of, read
+from tests.modeling.tensors import assert_same, config_of, load, read
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -42,7 +42,7 @@ STOCK_VARIANTS = [name for name in VARIANTS if name != "no shared experts"]
 def test_stock_to_ours_to_stock(tmp_path: Path, variant: str, dtype: torch.dtype) -> None:
     stock, _ = build_pair(**VARIANTS[variant])
     stock.to(dtype).save_pretrained(tmp_path / "stock", max_shard_size="100KB")
-    ours, info = SeekletForCausalLM.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    ours, info = load(tmp_path / "stock", output_loading_info=True)
     assert info == {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     assert ours.dtype == dtype
     ours.save_pretrained(tmp_path / "ours", max_shard_size="150KB")
@@ -52,7 +52,7 @@ def test_stock_to_ours_to_stock(tmp_path: Path, variant: str, dtype: torch.dtype
         assert written[name].dtype == torch.float32
         written[name] = written[name].to(original[name].dtype)
     assert_same(written, original)
-    again, info = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    again, info = cast(Any, DeepseekV3ForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True))
     assert not info["missing_keys"] and not info["unexpected_keys"]
     expected = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "stock").state_dict()
     assert_same(again.state_dict(), expected)
@@ -63,7 +63,7 @@ def test_stock_to_ours_to_stock(tmp_path: Path, variant: str, dtype: torch.dtype
 def test_ours_to_ours_with_mtp(tmp_path: Path, variant: str, depth: int) -> None:
     model = build_ours(num_nextn_predict_layers=depth, **VARIANTS[variant])
     model.save_pretrained(tmp_path, max_shard_size="200KB")
-    again, info = SeekletForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    again, info = load(tmp_path, output_loading_info=True)
     assert not any(info.values())
     assert again.config.num_nextn_predict_layers == depth
     assert_same(again.state_dict(), model.state_dict())
@@ -91,7 +91,7 @@ def test_ours_to_stock_to_ours(tmp_path: Path) -> None:
     config = config_of(tmp_path / "stock")
     config["num_nextn_predict_layers"] = 1
     (tmp_path / "stock" / "config.json").write_text(json.dumps(config))
-    again = SeekletForCausalLM.from_pretrained(tmp_path / "stock")
+    again = load(tmp_path / "stock")
     assert again.config.num_nextn_predict_layers == 0
     expected = {name: tensor for name, tensor in model.state_dict().items() if ".layers.3." not in name}
     assert_same(again.state_dict(), expected)
@@ -103,7 +103,7 @@ def test_mtp_modules_that_the_config_does_not_name_are_kept(tmp_path: Path, conf
     model.save_pretrained(tmp_path)
     config = config_of(tmp_path) | {"num_nextn_predict_layers": configured}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    again = SeekletForCausalLM.from_pretrained(tmp_path)
+    again = load(tmp_path)
     assert again.config.num_nextn_predict_layers == 2
     assert_same(again.state_dict(), model.state_dict())
 
@@ -116,7 +116,7 @@ def test_a_copy_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     messages: list[str] = []
     monkeypatch.setattr(checkpoint_load.logger, "warning", messages.append)
-    again = SeekletForCausalLM.from_pretrained(tmp_path)
+    again = load(tmp_path)
     assert len(messages) == 1 and "model.layers.3.shared_head.head.weight differs" in messages[0]
     assert_same(again.state_dict(), model.state_dict())
 
@@ -126,7 +126,7 @@ def test_a_copy_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_every_tensor_is_cast_to_the_dtype_asked_for(tmp_path: Path, stored: torch.dtype, asked: torch.dtype) -> None:
     model = build_ours(num_nextn_predict_layers=1).to(stored)
     model.save_pretrained(tmp_path)
-    again = SeekletForCausalLM.from_pretrained(tmp_path, dtype=asked)
+    again = load(tmp_path, dtype=asked)
     for name, tensor in model.state_dict().items():
         dtype = torch.float32 if name.endswith("e_score_correction_bias") else asked
         assert again.state_dict()[name].dtype == dtype, name
@@ -137,7 +137,7 @@ def test_the_stock_loader_gives_the_same(tmp_path: Path) -> None:
     """A key_mapping takes transformers' own path, by its conversion of the registered mapping."""
     model = build_ours(num_nextn_predict_layers=1)
     model.save_pretrained(tmp_path)
-    again = SeekletForCausalLM.from_pretrained(tmp_path, key_mapping={"^nothing_is_called_so": "x"})
+    again = load(tmp_path, key_mapping={"^nothing_is_called_so": "x"})
     assert_same(again.state_dict(), model.state_dict())
 
 
@@ -154,14 +154,14 @@ def test_a_base_model_and_classifiers_from_a_language_model(tmp_path: Path, save
     if save_class is DeepseekV3ForCausalLM:
         save_class.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "m")
     expected = model.model.state_dict()
-    base, info = SeekletModel.from_pretrained(tmp_path / "m", output_loading_info=True)
+    base, info = load(tmp_path / "m", SeekletModel, output_loading_info=True)
     assert not info["missing_keys"]
     if save_class is DeepseekV3ForCausalLM:
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("layers.3.")}
     assert_same(base.state_dict(), expected)
     expected = {name: tensor for name, tensor in expected.items() if not name.startswith("layers.3.")}
     for model_class in (SeekletForSequenceClassification, SeekletForTokenClassification):
-        classifier, info = model_class.from_pretrained(tmp_path / "m", output_loading_info=True)
+        classifier, info = load(tmp_path / "m", model_class, output_loading_info=True)
         assert info["missing_keys"] and all(name.startswith("score.") for name in info["missing_keys"])
         assert info["unexpected_keys"] == {"lm_head.weight"}
         assert classifier.score.weight.isfinite().all() and classifier.score.weight.std() > 0
@@ -172,7 +172,7 @@ def test_a_language_model_from_a_base_model_and_a_classifier(tmp_path: Path) -> 
     base = build_ours(SeekletModel, num_nextn_predict_layers=1)
     base.save_pretrained(tmp_path / "base")
     assert "layers.3.embed_tokens.weight" in read(tmp_path / "base")
-    model, info = SeekletForCausalLM.from_pretrained(tmp_path / "base", output_loading_info=True)
+    model, info = load(tmp_path / "base", output_loading_info=True)
     assert info["missing_keys"] == {"lm_head.weight"}
     assert_same(model.model.state_dict(), base.state_dict())
     assert 0.5 < model.lm_head.weight.std() / SIZES["initializer_range"] < 2
@@ -181,27 +181,25 @@ def test_a_language_model_from_a_base_model_and_a_classifier(tmp_path: Path) -> 
     assert config_of(tmp_path / "classifier")["num_nextn_predict_layers"] == 0
     stock = DeepseekV3ForSequenceClassification.from_pretrained(tmp_path / "classifier")
     assert torch.equal(stock.score.weight, classifier.score.weight)
-    model, info = SeekletForCausalLM.from_pretrained(tmp_path / "classifier", output_loading_info=True)
+    model, info = load(tmp_path / "classifier", output_loading_info=True)
     assert (info["missing_keys"], info["unexpected_keys"]) == ({"lm_head.weight"}, {"score.weight"})
     stock_base = DeepseekV3Model(DeepseekV3Config(**SIZES))
     stock_base.save_pretrained(tmp_path / "stock")
-    again = SeekletModel.from_pretrained(tmp_path / "stock")
+    again = load(tmp_path / "stock", SeekletModel)
     assert_same(again.state_dict(), stock_base.state_dict())
 
 
 def test_sizes_that_differ_are_refused_or_initialised_anew(tmp_path: Path) -> None:
     model = build_ours()
     model.save_pretrained(tmp_path)
-    changes = {"vocab_size": 101, "moe_intermediate_size": 32, "n_routed_experts": 12}
+    changes: dict[str, Any] = {"vocab_size": 101, "moe_intermediate_size": 32, "n_routed_experts": 12}
     with pytest.raises(CheckpointError) as refusal:
-        SeekletForCausalLM.from_pretrained(tmp_path, **changes)
+        load(tmp_path, **changes)
     assert (
         "model.embed_tokens.weight in model.safetensors: found F32 (97, 40), expected a float dtype (101, 40)"
         in str(refusal.value)
     )
-    again, info = SeekletForCausalLM.from_pretrained(
-        tmp_path, ignore_mismatched_sizes=True, output_loading_info=True, **changes
-    )
+    again, info = load(tmp_path, ignore_mismatched_sizes=True, output_loading_info=True, **changes)
     experts, shapes = "model.layers.1.mlp.experts", {key: (a, b) for key, a, b in info["mismatched_keys"]}
     assert shapes[f"{experts}.gate_up_proj"] == ((8, 48, 40), (12, 64, 40))
     assert shapes[f"{experts}.down_proj"] == ((8, 40, 24), (12, 40, 32))
@@ -234,7 +232,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
     model.save_pretrained(tmp_path, max_shard_size=64_000)
     assert not (tmp_path / "model.safetensors").exists()
-    assert_same(SeekletForCausalLM.from_pretrained(tmp_path).state_dict(), model.state_dict())
+    assert_same(load(tmp_path).state_dict(), model.state_dict())
 
 
 def test_variant_and_subfolder(tmp_path: Path) -> None:
@@ -242,9 +240,9 @@ def test_variant_and_subfolder(tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "sub")
     model.save_pretrained(tmp_path / "sub", variant="fp32", max_shard_size="100KB")
     assert (tmp_path / "sub" / "model.safetensors.index.fp32.json").exists()
-    again = SeekletForCausalLM.from_pretrained(tmp_path, subfolder="sub", variant="fp32")
+    again = load(tmp_path, subfolder="sub", variant="fp32")
     assert_same(again.state_dict(), model.state_dict())
-    again = SeekletForCausalLM.from_pretrained(tmp_path, subfolder="sub")
+    again = load(tmp_path, subfolder="sub")
     assert_same(again.state_dict(), other.state_dict())
 
 
@@ -252,7 +250,7 @@ def test_a_gathered_state_dict_is_what_is_saved(tmp_path: Path) -> None:
     model = build_ours(num_nextn_predict_layers=1)
     doubled = {name: 2 * tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path, state_dict=doubled)
-    assert_same(SeekletForCausalLM.from_pretrained(tmp_path).state_dict(), doubled)
+    assert_same(load(tmp_path).state_dict(), doubled)
 
 
 @pytest.mark.parametrize("size", ["5 apples", "GB", "-1GB"])
@@ -279,5 +277,5 @@ def test_a_given_config_is_not_changed(tmp_path: Path) -> None:
     model = build_ours()
     model.save_pretrained(tmp_path)
     config = build_ours(num_nextn_predict_layers=1).config
-    again = SeekletForCausalLM.from_pretrained(tmp_path, config=config)
+    again = load(tmp_path, config=config)
     assert (again.config.num_nextn_predict_layers, config.num_nextn_predict_layers) == (0, 1)

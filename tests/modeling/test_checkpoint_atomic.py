@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from seeklet.modeling import SeekletForCausalLM, atomic_directory, checkpoint_save
+from seeklet.modeling import atomic_directory, checkpoint_save
 from seeklet.modeling.atomic_directory import replaced_directory
 from tests.modeling.nano import build_ours
-from tests.modeling.tensors import assert_same
+from tests.modeling.tensors import assert_same, load
 
 NUM_KILLS = 25
 FILES = ["model-1.safetensors", "model-2.safetensors", "config.json"]
@@ -102,7 +102,7 @@ def test_a_model_killed_while_it_is_saved(tmp_path: Path) -> None:
         time.sleep(random.uniform(0.02, 0.15))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        loaded = SeekletForCausalLM.from_pretrained(target)
+        loaded = load(target)
         depth = loaded.config.num_nextn_predict_layers
         assert_same(loaded.state_dict(), models[depth].state_dict())
         found.add(depth)
@@ -122,7 +122,7 @@ def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         other.save_pretrained(tmp_path / "m")
     assert os.listdir(tmp_path) == ["m"]
-    assert_same(SeekletForCausalLM.from_pretrained(tmp_path / "m").state_dict(), model.state_dict())
+    assert_same(load(tmp_path / "m").state_dict(), model.state_dict())
 
 
 def test_what_others_write_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +226,8 @@ def test_a_save_over_the_checkpoint_it_was_loaded_from(tmp_path: Path) -> None:
     model = build_ours(num_nextn_predict_layers=1)
     model.save_pretrained(tmp_path / "m", max_shard_size="50KB")
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps({"kept": True}))
-    loaded = SeekletForCausalLM.from_pretrained(tmp_path / "m")
+    loaded = load(tmp_path / "m")
     loaded.save_pretrained(tmp_path / "m")
-    assert_same(SeekletForCausalLM.from_pretrained(tmp_path / "m").state_dict(), model.state_dict())
+    assert_same(load(tmp_path / "m").state_dict(), model.state_dict())
     names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
     assert sorted(os.listdir(tmp_path / "m")) == names

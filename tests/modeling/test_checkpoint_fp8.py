@@ -8,22 +8,22 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM, FineGrainedFP8Config
 
-from seeklet.modeling import CheckpointError, SeekletForCausalLM
+from seeklet.modeling import CheckpointError
 from seeklet.modeling.checkpoint_names import is_fp8_weight
 from tests.modeling.fp8_checkpoint import EVEN, ODD, expected_weights, write_fp8
 from tests.modeling.nano import build_ours, relative_error
-from tests.modeling.tensors import assert_same, bits, config_of, read
+from tests.modeling.tensors import assert_same, bits, config_of, load, read
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
-    return write_fp8(tmp_path_factory.mktemp("odd"), **ODD)
+    return write_fp8(tmp_path_factory.mktemp("odd"), ODD)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 def test_values_are_code_times_scale_for_any_number_of_rows(odd: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    model = SeekletForCausalLM.from_pretrained(odd, dtype=dtype)
+    model = load(odd, dtype=dtype)
     assert not hasattr(model.config, "quantization_config")
     model.save_pretrained(tmp_path)
     written = read(tmp_path)
@@ -33,27 +33,27 @@ def test_values_are_code_times_scale_for_any_number_of_rows(odd: Path, tmp_path:
 
 
 def test_the_default_dtype_is_that_of_the_config_or_bfloat16(odd: Path, tmp_path: Path) -> None:
-    assert SeekletForCausalLM.from_pretrained(odd).dtype == torch.bfloat16
+    assert load(odd).dtype == torch.bfloat16
     for file in odd.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = {name: value for name, value in config_of(odd).items() if name != "dtype"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
-    assert SeekletForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
+    assert load(tmp_path, dtype="auto").dtype == torch.bfloat16
 
 
 def test_values_are_those_of_transformers_where_it_can(tmp_path: Path) -> None:
     """It divides rows by scale rows, which is right for multiples of 128 only."""
-    folder = write_fp8(tmp_path, **EVEN)
+    folder = write_fp8(tmp_path, EVEN)
     config = FineGrainedFP8Config(dequantize=True)
     stock = DeepseekV3ForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
-    ours = SeekletForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
+    ours = load(folder, quantization_config=config, dtype=torch.bfloat16)
     assert_same(ours.state_dict(), stock.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_what_was_not_trained_is_written_bit_by_bit(odd: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    model = SeekletForCausalLM.from_pretrained(odd, dtype=dtype)
+    model = load(odd, dtype=dtype)
     model.save_pretrained(tmp_path / "same", block_fp8=True, max_shard_size="500KB")
     original = read(odd)
     if dtype == torch.float32:
@@ -81,7 +81,7 @@ def test_what_was_never_fp8_is_written_as_deepseek_does(tmp_path: Path) -> None:
     assert fp8 == {name for name in written if is_fp8_weight(name)}
     assert {f"{name}_scale_inv" for name in fp8} == {name for name in written if name.endswith("_scale_inv")}
     assert written["model.layers.3.eh_proj.weight"].dtype == torch.bfloat16
-    loaded = SeekletForCausalLM.from_pretrained(tmp_path)
+    loaded = load(tmp_path)
     for name, tensor in model.state_dict().items():
         # 3 bits of mantissa, and a block's small values are as coarse as 1/448/2^10 of its largest.
         assert relative_error(loaded.state_dict()[name], tensor) < 0.04, name
@@ -96,7 +96,7 @@ def test_scales_stay_powers_of_two_where_they_were(odd: Path, tmp_path: Path) ->
     config = config_of(odd)
     config["quantization_config"]["scale_fmt"] = "ue8m0"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    model = SeekletForCausalLM.from_pretrained(tmp_path)
+    model = load(tmp_path)
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight.mul_(1.7)
     model.save_pretrained(tmp_path / "out", block_fp8=True)
@@ -107,7 +107,7 @@ def test_scales_stay_powers_of_two_where_they_were(odd: Path, tmp_path: Path) ->
 
 
 def test_weights_that_are_not_finite_are_refused(odd: Path, tmp_path: Path) -> None:
-    model = SeekletForCausalLM.from_pretrained(odd)
+    model = load(odd)
     with torch.no_grad():
         model.model.layers[2].mlp.experts.down_proj[3, 0, 0] = float("nan")
     message = r"model\.layers\.2\.mlp\.experts\.3\.down_proj\.weight: an infinity or a NaN"
@@ -118,4 +118,4 @@ def test_weights_that_are_not_finite_are_refused(odd: Path, tmp_path: Path) -> N
 
 def test_fp8_through_another_quantiser_is_refused(odd: Path) -> None:
     with pytest.raises(CheckpointError, match="block-fp8 cannot be loaded with a transformers quantiser or a key_m"):
-        SeekletForCausalLM.from_pretrained(odd, key_mapping={"a": "b"})
+        load(odd, key_mapping={"a": "b"})

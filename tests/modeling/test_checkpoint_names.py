@@ -10,7 +10,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
 from seeklet.modeling.checkpoint import memory_name, published_names
 from seeklet.modeling.checkpoint_names import Slot, is_fp8_weight, mtp_copies, slots, true_mtp_depth
-from tests.modeling.nano import SIZES
+from tests.modeling.nano import SIZES, build_ours
 
 EXPERTS = "model.layers.1.mlp.experts"
 
@@ -34,7 +34,7 @@ def test_every_slot_of_the_experts_is_where_the_published_tensor_goes() -> None:
 
 def test_names_convert_both_ways() -> None:
     with torch.device("meta"):
-        keys = SeekletForCausalLM(SeekletConfig(**SIZES | {"num_nextn_predict_layers": 2})).state_dict()
+        keys = build_ours(num_nextn_predict_layers=2).state_dict()
     experts = SIZES["n_routed_experts"]
     for key in keys:
         names = published_names(key, experts)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seeklet.modeling import CheckpointError, SeekletForCausalLM, SeekletModel, checkpoint
+from seeklet.modeling import CheckpointError, SeekletModel, checkpoint
 from tests.modeling.nano import build_ours
+from tests.modeling.tensors import load
 
 Tensors = dict[str, torch.Tensor]
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"
@@ -56,7 +57,7 @@ def refusal(folder: Path, **kwargs) -> str:
     """Return the message of the refusal; nothing may have been read into a model by then."""
     with pytest.raises(CheckpointError) as caught, pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_plan", lambda *_: pytest.fail("loaded before everything was checked"))
-        SeekletForCausalLM.from_pretrained(folder, **kwargs)
+        load(folder, **kwargs)
     return str(caught.value)
 
 
@@ -273,7 +274,7 @@ def test_layers_too_many_are_no_mtp_modules(saved: Path, tmp_path: Path) -> None
 def test_leftovers_of_older_versions_are_passed_over(saved: Path, tmp_path: Path) -> None:
     leftovers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(3)}
     folder = broken(saved, tmp_path, lambda tensors: tensors.update(leftovers))
-    model, info = SeekletForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, info = load(folder, output_loading_info=True)
     assert not any(info.values())
     assert torch.equal(model.lm_head.weight, load_file(saved / "model.safetensors")["lm_head.weight"])
 
@@ -289,4 +290,4 @@ def test_a_failed_read_names_the_file(saved: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(checkpoint, "load_plan", shrink)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: \S+: the file became shorter: found nothing at"):
-        SeekletModel.from_pretrained(folder)
+        load(folder, SeekletModel)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
@@ -16,19 +15,19 @@ from seeklet.modeling.fp8 import Fp8Experts, Fp8Linear
 from seeklet.modeling.kernels.block_fp8.reference import dequantize
 from tests.modeling.fp8_checkpoint import ODD, expected_weights, write_fp8
 from tests.modeling.nano import draw_tokens, relative_error
-from tests.modeling.tensors import assert_same, config_of, read
+from tests.modeling.tensors import assert_same, config_of, load, read
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
-    return write_fp8(tmp_path_factory.mktemp("odd"), **ODD)
+    return write_fp8(tmp_path_factory.mktemp("odd"), ODD)
 
 
-def load_both(folder: Path, dtype: torch.dtype) -> tuple[SeekletForCausalLM, SeekletForCausalLM]:
+def load_both(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return the checkpoint dequantised, its fp8 part frozen, and kept."""
-    dense = SeekletForCausalLM.from_pretrained(folder, dtype=dtype)
-    kept = SeekletForCausalLM.from_pretrained(folder, dtype=dtype, keep_fp8=True)
+    dense = load(folder, dtype=dtype)
+    kept = load(folder, dtype=dtype, keep_fp8=True)
     trainable = {name for name, parameter in kept.named_parameters() if parameter.requires_grad}
     for name, parameter in dense.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -68,7 +67,7 @@ def test_a_linear_layer_and_its_gradient(dtype: torch.dtype) -> None:
     output.backward(grad)
     assert output.dtype == dtype
     assert torch.equal(output, F.linear(x, weight))
-    assert torch.equal(x.grad, grad @ weight)
+    assert x.grad is not None and torch.equal(x.grad, grad @ weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -86,6 +85,7 @@ def test_the_experts_and_their_gradients(dtype: torch.dtype) -> None:
         weights = inputs[1].to(torch.promote_types(wide, torch.float32), copy=True).requires_grad_()
         output = forward(x, weights)
         output.backward(grad.to(wide))
+        assert x.grad is not None and weights.grad is not None
         return [output.detach(), x.grad, weights.grad]
 
     def formula(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_the_experts_and_their_gradients(dtype: torch.dtype) -> None:
 
 
 def test_kept_fp8_saves_no_dequantised_weight_for_backward(odd: Path) -> None:
-    kept = SeekletForCausalLM.from_pretrained(odd, keep_fp8=True)
+    kept = load(odd, keep_fp8=True)
     layer = kept.model.layers[1]
     weights = {tuple(t.shape) for name, t in layer.state_dict().items() if t.dtype == torch.float8_e4m3fn}
     weights |= {shape[1:] for shape in weights if len(shape) == 3}
@@ -130,7 +130,7 @@ def test_kept_fp8_saves_no_dequantised_weight_for_backward(odd: Path) -> None:
 
 
 def test_kept_fp8_is_written_back_as_it_was(odd: Path, tmp_path: Path) -> None:
-    kept = SeekletForCausalLM.from_pretrained(odd, keep_fp8=True)
+    kept = load(odd, keep_fp8=True)
     kept.save_pretrained(tmp_path / "fp8", max_shard_size="300KB")
     assert_same(read(tmp_path / "fp8"), read(odd))
     assert config_of(tmp_path / "fp8")["quantization_config"] == config_of(odd)["quantization_config"]
@@ -140,7 +140,7 @@ def test_kept_fp8_is_written_back_as_it_was(odd: Path, tmp_path: Path) -> None:
 
 
 def test_casts_and_copies_leave_fp8_as_it_is(odd: Path) -> None:
-    kept = SeekletForCausalLM.from_pretrained(odd, keep_fp8=True)
+    kept = load(odd, keep_fp8=True)
     before = {n: t.clone() for n, t in kept.state_dict().items() if "fp8" in str(t.dtype) or "float8" in str(t.dtype)}
     scales = {n: t.clone() for n, t in kept.state_dict().items() if n.endswith("_scale_inv")}
     assert len(before) == len(scales) == 28 + 2 * 3
@@ -150,16 +150,16 @@ def test_casts_and_copies_leave_fp8_as_it_is(odd: Path) -> None:
         assert_same({name: state[name] for name in scales}, scales)
         assert model.model.layers[0].self_attn.kv_b_proj.weight.dtype == model.lm_head.weight.dtype
     assert kept.float().model.norm.weight.dtype == torch.float32
-    assert nn.Module.to(kept, "meta").model.layers[1].mlp.experts.down_proj.dtype == torch.float8_e4m3fn
+    assert kept.to("meta").model.layers[1].mlp.experts.down_proj.dtype == torch.float8_e4m3fn
 
 
 def test_kept_fp8_loads_its_own_and_the_published_names(odd: Path) -> None:
-    kept = SeekletForCausalLM.from_pretrained(odd, keep_fp8=True)
+    kept = load(odd, keep_fp8=True)
     state = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
     for source in (state, read(odd)):
         source = {n: t for n, t in source.items() if not n.endswith("kv_b_proj.weight_scale_inv")}
         source |= {n: t for n, t in state.items() if n.endswith("kv_b_proj.weight")}
-        other = SeekletForCausalLM.from_pretrained(odd, keep_fp8=True)
+        other = load(odd, keep_fp8=True)
         for tensor in other.state_dict().values():
             tensor.view(torch.uint8).zero_()
         other.load_state_dict(source)
@@ -184,9 +184,7 @@ def test_how_to_ask_for_kept_fp8(odd: Path, arguments: dict[str, Any], kept: boo
 
 def test_asking_for_both_is_refused(odd: Path) -> None:
     with pytest.raises(ValueError, match="contradict"):
-        SeekletForCausalLM.from_pretrained(
-            odd, keep_fp8=True, quantization_config=FineGrainedFP8Config(dequantize=True)
-        )
+        load(odd, keep_fp8=True, quantization_config=FineGrainedFP8Config(dequantize=True))
 
 
 def test_adapters_on_kept_fp8_train_as_on_the_dequantised_model(odd: Path) -> None:
@@ -211,7 +209,7 @@ def test_adapters_on_kept_fp8_train_as_on_the_dequantised_model(odd: Path) -> No
 
 
 def test_adapters_are_made_in_the_dtype_that_is_computed_in(odd: Path) -> None:
-    kept = SeekletForCausalLM.from_pretrained(odd, keep_fp8=True)
+    kept = load(odd, keep_fp8=True)
     config = LoraConfig(r=4, target_modules=["o_proj"])
     adapted = get_peft_model(kept, config, autocast_adapter_dtype=False)
     adapters = [p for name, p in adapted.named_parameters() if "lora_" in name]
@@ -227,7 +225,7 @@ def test_autocast_computes_in_its_dtype() -> None:
 
 
 def test_a_bias_is_loaded_and_trained(tmp_path: Path) -> None:
-    folder = write_fp8(tmp_path, **ODD | {"attention_bias": True})
+    folder = write_fp8(tmp_path, ODD | {"attention_bias": True})
     dense, kept = load_both(folder, torch.float32)
     ids = draw_tokens(2, 7)
     assert relative_error(kept(ids).logits, dense(ids).logits) < 1e-5

@@ -91,7 +91,8 @@ def requantize(
     if scale is not None:
         _check_shapes(weight, scale, block)
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
-    scales = torch.empty(scale_shape(weight.shape[0], weight.shape[1], block), dtype=torch.float32, device=weight.device)
+    shape = scale_shape(weight.shape[0], weight.shape[1], block)
+    scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
     for start in range(0, weight.shape[0], block[0]):
         rows, index = slice(start, start + block[0]), start // block[0]
         old = None if scale is None else scale[index].to(weight.device)
