@@ -86,7 +86,14 @@ class SeekletConfig(PreTrainedConfig):
     """
 
     model_type = "seeklet"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    # Trainer takes every other item of an output beside the loss for predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "lm_loss",
+        "mtp_loss",
+        "balance_loss",
+        "expert_load",
+    ]
     base_model_tp_plan: ClassVar[dict[str, Any]] = {
         "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
         "layers.*.mlp.experts.down_proj": "rowwise",

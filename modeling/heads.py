@@ -22,6 +22,7 @@ from .kernels.linear_cross_entropy.reference import linear_cross_entropy
 from .linear import SeekletLinear
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp import IGNORE_INDEX, mtp_labels, shift_left
+from .mtp_generation import check_mtp_request, generate_with_mtp
 
 
 @dataclass
@@ -76,7 +77,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
                 instead of or beside it, already shifted.
             return_logits: the logits (B, S, vocab) are only materialised where wanted; by default not in training
                 with labels, where the loss is computed in chunks from the hidden states.
-            output_expert_load: also return how many tokens each expert of each MoE layer got.
+            output_expert_load: also return how many tokens, padding left out, each expert of each MoE layer got.
             num_items_in_batch: labels in the whole batch of an optimiser step (transformers' Trainer gives it); the
                 losses are then sums divided by it, so that they add up over gradient accumulation.
         """
@@ -102,30 +103,36 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         has_labels = labels is not None or shift_labels is not None
         if return_logits is None:
             return_logits = not (self.training and has_labels)
-        result = SeekletCausalLMOutput(
+        loss = lm_loss = mtp_loss = balance_loss = expert_load = None
+        if has_labels:
+            targets = shift_left(labels, 1, IGNORE_INDEX) if shift_labels is None else shift_labels
+            loss = lm_loss = self.head_loss(hidden, targets, num_items_in_batch)
+        if self.training and labels is not None and self.config.num_nextn_predict_layers:
+            states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
+            mtp_loss = self.mtp_loss(states, labels, self._mtp_positions(inputs, kwargs), num_items_in_batch)
+            loss = loss + self.config.mtp_loss_weight * mtp_loss
+        if with_balance:
+            balance_loss = self.balance_loss(outputs.router_logits, inputs, kwargs)
+            share = _share_of_batch(labels, num_items_in_batch)
+            loss = loss + self.config.balance_loss_weight * share * balance_loss
+        if output_expert_load:
+            valid = _real_tokens(inputs)
+            expert_load = tuple(
+                count_experts(indices, self.config.n_routed_experts, valid) for indices in outputs.router_indices
+            )
+        # Made in one go: a field set afterwards is no item of the output, where Trainer looks for the loss.
+        return SeekletCausalLMOutput(
+            loss=loss,
             logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)) if return_logits else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if asked_router_logits else None,
+            lm_loss=lm_loss,
+            mtp_loss=mtp_loss,
+            balance_loss=balance_loss,
+            expert_load=expert_load,
         )
-        if output_expert_load:
-            result.expert_load = tuple(
-                count_experts(indices, self.config.n_routed_experts) for indices in outputs.router_indices
-            )
-        if has_labels:
-            targets = shift_left(labels, 1, IGNORE_INDEX) if shift_labels is None else shift_labels
-            result.lm_loss = self.head_loss(hidden, targets, num_items_in_batch)
-            result.loss = result.lm_loss
-        if self.training and labels is not None and self.config.num_nextn_predict_layers:
-            states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
-            result.mtp_loss = self.mtp_loss(states, labels, self._mtp_positions(inputs, kwargs), num_items_in_batch)
-            result.loss = result.loss + self.config.mtp_loss_weight * result.mtp_loss
-        if with_balance:
-            result.balance_loss = self.balance_loss(outputs.router_logits, inputs, kwargs)
-            share = _share_of_batch(labels, num_items_in_batch)
-            result.loss = result.loss + self.config.balance_loss_weight * share * result.balance_loss
-        return result
 
     def head_loss(
         self, hidden: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -186,8 +193,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         else:
             # Sequence ids of a row stay below its length, so ids of different rows do not meet.
             ids, num_sequences = sequence_ids(positions) + rows * length, batch * length
-        mask = inputs["attention_mask"]
-        valid = mask.flatten().bool() if mask is not None and mask.shape == (batch, length) else None
+        valid = _real_tokens(inputs)
         losses = [
             sequence_balance_loss(
                 logits,
@@ -224,6 +230,27 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         if type(cache) is DynamicCache and not cache.offloading and not any(la.is_initialized for la in cache.layers):
             model_kwargs["past_key_values"] = LatentCache(self.config.num_hidden_layers)
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        if generation_config.use_mtp:
+            check_mtp_request(self, generation_mode, generation_config, generation_mode_kwargs)
+        else:
+            super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _assisted_decoding(self, input_ids, *, generation_config, inputs_tensor=None, **kwargs):
+        # generate() looks for `inputs_tensor` in this signature.
+        if generation_config.use_mtp:
+            return generate_with_mtp(self, input_ids, generation_config=generation_config, **kwargs)
+        return super()._assisted_decoding(
+            input_ids, generation_config=generation_config, inputs_tensor=inputs_tensor, **kwargs
+        )
+
+
+def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | None:
+    """Return which tokens of the pass are no padding: bool (B*S,), or None where no padding mask is given."""
+    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+    mask = inputs["attention_mask"]
+    return mask.flatten().bool() if mask is not None and mask.shape == tokens.shape[:2] else None
 
 
 def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
