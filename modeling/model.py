@@ -40,6 +40,7 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
     _can_set_attn_implementation_cached_value = True
     _can_set_experts_implementation_cached_value = True
     _can_record_outputs = {
