@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM, FineGrainedFP8Config
 
-from seeklet.modeling import CheckpointError
+from seeklet.modeling import CheckpointError, checkpoint_load
 from seeklet.modeling.checkpoint_names import is_fp8_weight
 from tests.modeling.fp8_checkpoint import EVEN, ODD, expected_weights, write_fp8
 from tests.modeling.nano import build_ours, relative_error
@@ -30,6 +30,24 @@ def test_values_are_code_times_scale_for_any_number_of_rows(odd: Path, tmp_path:
     assert written["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"].shape == (144, 264)
     assert_same(written, expected_weights(odd, dtype))
     assert "quantization_config" not in config_of(tmp_path) and "auto_map" not in config_of(tmp_path)
+
+
+@pytest.mark.parametrize("buffer", [1000, 70_000])
+def test_weights_larger_than_the_buffer(
+    odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer: int
+) -> None:
+    monkeypatch.setattr(checkpoint_load, "BUFFER_BYTES", buffer)
+    load(odd, dtype=torch.float32).save_pretrained(tmp_path)
+    assert_same(read(tmp_path), expected_weights(odd, torch.float32))
+
+
+def test_what_a_config_says_of_its_origin_is_not_written(odd: Path, tmp_path: Path) -> None:
+    model = load(odd)
+    model.config.quantization_config = config_of(odd)["quantization_config"]
+    model.config.auto_map = {"AutoModel": "modeling.X"}
+    model.save_pretrained(tmp_path)
+    assert not {"quantization_config", "auto_map"} & config_of(tmp_path).keys()
+    assert model.config.quantization_config == config_of(odd)["quantization_config"]
 
 
 def test_the_default_dtype_is_that_of_the_config_or_bfloat16(odd: Path, tmp_path: Path) -> None:
