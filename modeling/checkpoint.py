@@ -164,16 +164,17 @@ class CheckpointMixin(PreTrainedModel):
         weight_map = (load_config.sharded_metadata or {}).get("weight_map")
         stored, problems = read_headers(checkpoint_files, weight_map)
         is_fp8 = any(tensor.dtype == FP8 for tensor in stored.values())
-        if load_config.is_quantized or request.key_mapping:
+        # A pipeline stage holds only part of the layers.
+        if load_config.is_quantized or request.key_mapping or getattr(model, "_pp_stage", None) is not None:
             refuse(problems, what)
-            obstacle = "a transformers quantiser or a key_mapping"
+            obstacle = "a transformers quantiser, a key_mapping or pipeline parallelism"
         else:
             if request.keep_fp8:
                 _install_kept(model, {name for name, t in stored.items() if t.dtype == FP8}, load_config.dtype)
             rules = rules_of(model, load_config.ignore_mismatched_sizes, model._uses_mtp)
             plan, misfits = make_plan(model.state_dict(), stored, rules)
             refuse([*problems, *misfits], what)
-            obstacle = streaming_obstacle(model, load_config)
+            obstacle = streaming_obstacle(model, load_config, request.keep_fp8)
             if obstacle is None:
                 info, scales = load_plan(model, plan, load_config)
                 if is_fp8:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.distributed.utils import is_dtensor
+from transformers.distributed.utils import is_dtensor, is_local_dist_rank_0
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.integrations.accelerate import expand_device_map
 from transformers.modeling_utils import LoadStateDictConfig, caching_allocator_warmup
@@ -201,14 +201,16 @@ def _head(class_name: str) -> str | None:
     return head if found else None
 
 
-def streaming_obstacle(model: PreTrainedModel, load_config: LoadStateDictConfig) -> str | None:
+def streaming_obstacle(model: PreTrainedModel, load_config: LoadStateDictConfig, keep_fp8: bool) -> str | None:
     """Return why `load_plan` cannot load, None if it can; transformers' own loader then has to."""
+    if keep_fp8 and is_fsdp_enabled():
+        return "keep_fp8=True under FSDP"
     if load_config.device_mesh is not None or any(is_dtensor(tensor) for tensor in model.state_dict().values()):
-        return "tensor or pipeline parallelism or FSDP2"
+        return "tensor parallelism or FSDP2"
     if "disk" in (load_config.device_map or {}).values():
         return "weights offloaded to disk"
-    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
-        return "DeepSpeed ZeRO-3 or FSDP"
+    if is_deepspeed_zero3_enabled():
+        return "DeepSpeed ZeRO-3"
     return None
 
 
@@ -237,6 +239,9 @@ def load_plan(
         path, _, name = key.rpartition(".")
         setattr(model.get_submodule(path), name, tensor)
 
+    # With FSDP transformers fills the other processes' parameters with zeros, and FSDP sends them those of the first.
+    if is_fsdp_enabled() and not is_local_dist_rank_0():
+        return _report(Plan(unexpected=plan.unexpected)), {}
     scales = stream(plan, destination, set_tensor)
     for tensor in differing_copies(plan.copies):
         logger.warning(
@@ -245,7 +250,11 @@ def load_plan(
         )
     if plan.passed_over:
         logger.info(f"{type(model).__name__} has no MTP modules: {plan.passed_over} tensors of theirs are not used")
-    info = LoadStateDictInfo(
+    return _report(plan), scales
+
+
+def _report(plan: Plan) -> LoadStateDictInfo:
+    return LoadStateDictInfo(
         missing_keys=plan.missing,
         unexpected_keys=plan.unexpected,
         mismatched_keys=cast(Any, plan.mismatched),
@@ -253,7 +262,6 @@ def load_plan(
         conversion_errors={},
         skipped_pp_keys=set(),
     )
-    return info, scales
 
 
 def _dtype_of(key: str, tensor: torch.Tensor, dtype_plan: Mapping[str, torch.dtype]) -> torch.dtype:

@@ -29,7 +29,7 @@ class TrainSettings:
     final_learning_rate_share: float = 0.1
     """The learning rate falls linearly to this share of its peak."""
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.95)
     max_gradient_norm: float = 1.0
     validate_every: int = 100
     stop_accuracy: float = 0.97

@@ -141,6 +141,27 @@ def test_the_stock_loader_gives_the_same(tmp_path: Path) -> None:
     assert_same(again.state_dict(), model.state_dict())
 
 
+@pytest.mark.gpu
+def test_onto_a_gpu(tmp_path: Path) -> None:
+    model = build_ours(num_nextn_predict_layers=1)
+    model.save_pretrained(tmp_path, block_fp8=True)
+    for arguments in ({"dtype": torch.bfloat16}, {"dtype": torch.float32}, {"keep_fp8": True}):
+        there = load(tmp_path, device_map="cuda", **arguments)
+        assert {tensor.device.type for tensor in there.state_dict().values()} == {"cuda"}
+        assert_same(there.cpu().state_dict(), load(tmp_path, **arguments).state_dict())
+
+
+def test_layers_offloaded_to_disk_are_saved(tmp_path: Path) -> None:
+    model = build_ours(num_nextn_predict_layers=1)
+    model.save_pretrained(tmp_path / "m")
+    devices = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    devices |= {f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(4)}
+    offloaded = load(tmp_path / "m", device_map=devices, offload_folder=tmp_path / "offload")
+    assert offloaded.model.layers[1].mlp.experts.down_proj.is_meta
+    offloaded.save_pretrained(tmp_path / "again")
+    assert_same(read(tmp_path / "again"), read(tmp_path / "m"))
+
+
 def test_a_state_dict_instead_of_files() -> None:
     model = build_ours()
     again = SeekletForCausalLM.from_pretrained(None, config=model.config, state_dict=model.state_dict())

@@ -135,5 +135,5 @@ def test_weights_that_are_not_finite_are_refused(odd: Path, tmp_path: Path) -> N
 
 
 def test_fp8_through_another_quantiser_is_refused(odd: Path) -> None:
-    with pytest.raises(CheckpointError, match="block-fp8 cannot be loaded with a transformers quantiser or a key_m"):
+    with pytest.raises(CheckpointError, match="block-fp8 cannot be loaded with a transformers quantiser, a key_m"):
         load(odd, key_mapping={"a": "b"})

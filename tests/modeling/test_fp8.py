@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
-from seeklet.modeling import SeekletForCausalLM
+from seeklet.modeling import SeekletForCausalLM, SeekletModel
 from seeklet.modeling.fp8 import Fp8Experts, Fp8Linear
 from seeklet.modeling.kernels.block_fp8.reference import dequantize
 from tests.modeling.fp8_checkpoint import ODD, expected_weights, write_fp8
@@ -230,6 +230,17 @@ def test_a_bias_is_loaded_and_trained(tmp_path: Path) -> None:
     ids = draw_tokens(2, 7)
     assert relative_error(kept(ids).logits, dense(ids).logits) < 1e-5
     assert kept.model.layers[0].self_attn.o_proj.bias.requires_grad
+
+
+def test_a_base_model_keeps_fp8(odd: Path, tmp_path: Path) -> None:
+    base = load(odd, SeekletModel, keep_fp8=True)
+    assert isinstance(base.layers[1].mlp.experts, Fp8Experts)
+    expected = {name.removeprefix("model."): t for name, t in load(odd, keep_fp8=True).state_dict().items()}
+    del expected["lm_head.weight"]
+    assert_same(base.state_dict(), expected)
+    base.save_pretrained(tmp_path)
+    again = load(tmp_path, SeekletModel, keep_fp8=True)
+    assert_same(again.state_dict(), expected)
 
 
 def test_kept_fp8_generates_the_same(odd: Path) -> None:

@@ -9,7 +9,7 @@ few experts are all that is touched) and `F.grouped_mm` (no synchronisation with
 import torch
 from torch.nn import functional as F
 
-from ..linear.reference import matmul
+from ..linear.reference import matmul, matmul_over_rows
 from ..swiglu.reference import swiglu_backward
 
 
@@ -83,8 +83,8 @@ def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, r
         grad_hidden = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1).to(x.dtype)
         matmul(grad_hidden, gate_up_proj[expert], out=by_row[part])
         if needs_weights:
-            matmul(grad_hidden.t(), x[part], out=grads[0][expert])
-            matmul(grad_rows[part].t(), active.mul_(weights[part]).to(x.dtype), out=grads[1][expert])
+            matmul_over_rows(grad_hidden, x[part], out=grads[0][expert])
+            matmul_over_rows(grad_rows[part], active.mul_(weights[part]).to(x.dtype), out=grads[1][expert])
     grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
     return _sum_by_token(by_row, rows, top_k), grad_weights, *grads
 

@@ -3,21 +3,23 @@
 import torch
 from torch.nn import functional as F
 
-# Below so many rows oneDNN's set-up costs more than it saves (benchmarks/LOG.md).
-ONEDNN_MIN_ROWS = 8
-# Subclasses (DTensor of tensor parallelism, quantised weights) have no rule for oneDNN's operator.
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+# oneDNN compiles a program for every shape: 0.3 ms and up to 1 MiB each (benchmarks/LOG.md). Row counts change from
+# batch to batch and from expert to expert, so only a multiple of these goes there and the rest to MKL.
+COARSE_ROWS, FINE_ROWS = 256, 32
+
+
+def _onednn_rows(rows: int) -> int:
+    """Return how many of `rows` go to oneDNN: the multiple of 256, or of 32 below that, that fits."""
+    step = COARSE_ROWS if rows >= COARSE_ROWS else FINE_ROWS
+    return rows // step * step
 
 
 def _prefers_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
     # PyTorch multiplies fp32 by MKL, which on AMD processors runs at less than half of oneDNN's speed.
     return (
-        type(a) in PLAIN
-        and type(b) in PLAIN
-        and a.dtype == torch.float32
+        a.dtype == torch.float32
         and b.dtype == torch.float32
         and a.device.type == "cpu"
-        and a.shape[0] >= ONEDNN_MIN_ROWS
         and a.numel() > 0
         and b.numel() > 0
         and torch.backends.mkldnn.is_available()
@@ -26,14 +28,35 @@ def _prefers_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
+def _onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+
 def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Return `a @ b` (M, N) of `a` (M, K) and `b` (K, N), written to `out` where given; not differentiable.
 
-    Any strides; full precision of the dtype in every path.
+    Any strides; full precision of the dtype in every path. The number of rows M may vary from call to call.
     """
-    if not _prefers_onednn(a, b):
-        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    product = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    rows = _onednn_rows(a.shape[0]) if _prefers_onednn(a, b) else 0
+    if rows == a.shape[0] and rows:
+        product = _onednn(a, b)
+        return product if out is None else out.copy_(product)
+    if out is None:
+        out = a.new_empty(a.shape[0], b.shape[1])
+    if rows:
+        out[:rows] = _onednn(a[:rows], b)
+    torch.mm(a[rows:], b, out=out[rows:])
+    return out
+
+
+def matmul_over_rows(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return `a.T @ b` (N, K) of `a` (M, N) and `b` (M, K): a weight gradient, as `matmul` with M summed over."""
+    rows = _onednn_rows(a.shape[0]) if _prefers_onednn(a, b) else 0
+    if not rows:
+        return torch.mm(a.t(), b) if out is None else torch.mm(a.t(), b, out=out)
+    product = _onednn(a[:rows].t(), b[:rows])
+    if rows < a.shape[0]:
+        product.addmm_(a[rows:].t(), b[rows:])
     return product if out is None else out.copy_(product)
 
 
@@ -50,7 +73,7 @@ class _Linear(torch.autograd.Function):
         grad = grad.flatten(0, -2)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_x = matmul(grad, weight).view(x.shape) if needs_x else None
-        grad_weight = matmul(grad.t(), x.flatten(0, -2)) if needs_weight else None
+        grad_weight = matmul_over_rows(grad, x.flatten(0, -2)) if needs_weight else None
         return grad_x, grad_weight, grad.sum(0) if needs_bias else None
 
 
@@ -58,6 +81,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """Return `x @ weight.T + bias`: (..., N) of `x` (..., K), `weight` (N, K) and `bias` (N,) or None."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() < 2:
         return F.linear(x, weight, bias)
-    if not _prefers_onednn(x.flatten(0, -2), weight):
+    if x.shape[:-1].numel() < FINE_ROWS or not _prefers_onednn(x, weight):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)

@@ -5,7 +5,7 @@
 import torch
 from torch.nn import functional as F
 
-from ..linear.reference import matmul
+from ..linear.reference import matmul, matmul_over_rows
 
 # Rows whose logits are held at once: as many as make 2^22 numbers, but at least 256, below which the weight
 # gradient's accumulation (V*H read and written per chunk) costs more than the products themselves.
@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 matmul(logits, weight, out=grad_hidden[start : start + rows])
             if needs_weight:
-                part = matmul(logits.t(), chunk)
+                part = matmul_over_rows(logits, chunk)
                 # Sums of chunks are kept in fp32, as one product over all rows would have kept them.
                 grad_weight = part.to(wide) if grad_weight is None else grad_weight.add_(part)
         if grad_weight is not None:
