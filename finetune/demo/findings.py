@@ -1,0 +1,72 @@
+"""What a run of the demo finds out, as plain data between the stages and the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .drafts import DraftComparison
+from .evaluate import Accuracy
+from .stock_reload import StockReload
+from .train import History, TrainSettings
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the command line can set."""
+
+    seed: int = 0
+    steps: int = 1000
+    # One thread: two save little on matrices this small, and cost a multiple wherever a core is shared.
+    threads: int = 1
+    test_problems: int = 512
+    validation_problems: int = 192
+    draft_prompts: int = 8
+    draft_repeats: int = 5
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """How long a stage took; `cpu_s` counts all threads and child processes."""
+
+    name: str
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-out problem and what the model made of it, untrained and trained."""
+
+    prompt: str
+    answer: str
+    before: str
+    after: str
+    solved_after: bool
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything a run found out."""
+
+    settings: DemoSettings
+    training: TrainSettings
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    parameters: dict[str, int]
+    before: Accuracy
+    after: Accuracy
+    history: History
+    layer_names: list[str]
+    """A name per MoE layer, in the order of the recorded expert loads."""
+    drafts: DraftComparison
+    reload: StockReload
+    examples: list[Example]
+    plots: dict[str, Path]
+    stages: list[StageTime]
+
+    def failed_checks(self) -> list[str]:
+        """Return what must hold on every run and did not; empty when all is well."""
+        checks = {
+            "MTP drafts changed the generated tokens": self.drafts.identical_tokens,
+            "stock transformers computes other logits from the saved checkpoint": self.reload.passed,
+        }
+        return [failure for failure, held in checks.items() if not held]
