@@ -13,6 +13,11 @@ from tests.modeling.nano import build_ours, draw_tokens
 LAYERS = 2
 
 
+def held(cache: Any) -> list[torch.Tensor]:
+    """Return the keys and values of every layer."""
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+
 def draw_states(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return latents (B, 1, S, 5) and rope keys (B, 1, S, 3)."""
     return torch.randn(batch, 1, length, 5), torch.randn(batch, 1, length, 3)
@@ -127,17 +132,17 @@ def test_growing_moves_the_states_rarely() -> None:
     length = 20 * GROWTH_TOKENS
     for _ in range(length):
         cache.update(*draw_states(1, 1), 0)
-        places.add(cache.layers[0].keys.untyped_storage().data_ptr())
+        places.add(held(cache)[0].untyped_storage().data_ptr())
     # Room grows by a quarter: 256 * 1.25^n tokens after n moves beyond the first few.
     assert len(places) <= 14
-    assert cache.layers[0].keys.untyped_storage().nbytes() <= 1.3 * length * 5 * 4
+    assert held(cache)[0].untyped_storage().nbytes() <= 1.3 * length * 5 * 4
 
 
 def test_gradients_flow_through_the_cache() -> None:
     cache = LatentCache(1)
-    first, second = (tuple(t.requires_grad_() for t in draw_states(1, 2)) for _ in range(2))
-    cache.update(*first, 0)
-    keys, values = cache.update(*second, 0)
+    first, second = ([t.requires_grad_() for t in draw_states(1, 2)] for _ in range(2))
+    cache.update(first[0], first[1], 0)
+    keys, values = cache.update(second[0], second[1], 0)
     weights = torch.arange(4.0)[:, None]
     ((keys * weights).sum() + (values * weights).sum()).backward()
     for tensor, expected in ((first[0], weights[:2]), (second[1], weights[2:])):
@@ -150,8 +155,8 @@ def test_recording_after_not_recording_gradients() -> None:
     cache = LatentCache(1)
     with torch.no_grad():
         cache.update(*draw_states(1, 3), 0)
-    states = tuple(t.requires_grad_() for t in draw_states(1, 1))
-    keys, _ = cache.update(*states, 0)
+    states = [t.requires_grad_() for t in draw_states(1, 1)]
+    keys, _ = cache.update(states[0], states[1], 0)
     loss = keys.square().sum()
     with torch.no_grad():
         cache.update(*draw_states(1, 1), 0)
@@ -175,8 +180,7 @@ def test_model_caches_the_latent_and_one_rope_key_a_token_and_layer(dtype: torch
     with torch.no_grad():
         cache = model(draw_tokens(2, 11), use_cache=True).past_key_values
     assert type(cache) is LatentCache and len(cache.layers) == c.num_hidden_layers
-    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    nbytes = sum(tensor.numel() * tensor.itemsize for tensor in held)
+    nbytes = sum(tensor.numel() * tensor.itemsize for tensor in held(cache))
     assert nbytes / (2 * 11 * c.num_hidden_layers) == (c.kv_lora_rank + c.qk_rope_head_dim) * dtype.itemsize
 
 
