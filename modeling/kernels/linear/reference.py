@@ -6,6 +6,8 @@ from torch.nn import functional as F
 # oneDNN compiles a program for every shape: 0.3 ms and up to 1 MiB each (benchmarks/LOG.md). Row counts change from
 # batch to batch and from expert to expert, so only a multiple of these goes there and the rest to MKL.
 COARSE_ROWS, FINE_ROWS = 256, 32
+# Subclasses (DTensor of tensor parallelism, quantised weights) have no rule for oneDNN's operator.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _onednn_rows(rows: int) -> int:
@@ -17,7 +19,9 @@ def _onednn_rows(rows: int) -> int:
 def _prefers_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
     # PyTorch multiplies fp32 by MKL, which on AMD processors runs at less than half of oneDNN's speed.
     return (
-        a.dtype == torch.float32
+        type(a) in PLAIN
+        and type(b) in PLAIN
+        and a.dtype == torch.float32
         and b.dtype == torch.float32
         and a.device.type == "cpu"
         and a.numel() > 0
