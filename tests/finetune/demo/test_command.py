@@ -6,14 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 COMMAND = [sys.executable, "-m", "seeklet.finetune.demo"]
-MINIATURE = (
-    "--steps 3 --test-problems 4 --validation-problems 2 --draft-prompts 1 --draft-repeats 1 --threads 1".split()
-)
+MINIATURE = {
+    "--steps": "3",
+    "--test-problems": "4",
+    "--validation-problems": "2",
+    "--draft-prompts": "1",
+    "--draft-repeats": "1",
+    "--threads": "1",
+    "--out": "out",
+}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # A colourless, wide terminal, so that lines are not wrapped where a test looks for them.
 PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
@@ -28,7 +35,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("demo")
-    return run(*MINIATURE, "--out", "out", cwd=folder), folder / "out"
+    return run(*chain.from_iterable(MINIATURE.items()), cwd=folder), folder / "out"
 
 
 @pytest.mark.slow
