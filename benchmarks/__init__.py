@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside its peer on the same weights in one process; `python -m benchmarks.run`."""

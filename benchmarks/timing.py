@@ -1,0 +1,45 @@
+"""Interleaved timing of two ways to do one thing, and the row a comparison makes."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds a call of ours and of the peer: median and (smallest, largest) of interleaved repeats."""
+
+    name: str
+    target: float
+    ours_s: float
+    ours_range: tuple[float, float]
+    peer_s: float
+    peer_range: tuple[float, float]
+
+    @property
+    def ratio(self) -> float:
+        """Return how many times faster ours is."""
+        return self.peer_s / self.ours_s
+
+
+def compare(
+    name: str, target: float, ours: Callable[[], object], peer: Callable[[], object], repeats: int
+) -> Comparison:
+    """Return the comparison of two calls, each warmed up twice, then run in turns `repeats` times.
+
+    In turns, because whatever else the machine does then slows both. `target` is the ratio the project asks for.
+    """
+    for call in (ours, peer, ours, peer):
+        call()
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        order = ((ours, 0), (peer, 1)) if repeat % 2 else ((peer, 1), (ours, 0))
+        for call, side in order:
+            start = time.perf_counter()
+            call()
+            times[side].append(time.perf_counter() - start)
+    (mine, other), medians = times, [statistics.median(side) for side in times]
+    return Comparison(
+        name, target, medians[0], (min(mine), max(mine)), medians[1], (min(other), max(other))
+    )
