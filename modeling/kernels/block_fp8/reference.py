@@ -14,6 +14,8 @@ BLOCK = (128, 128)
 E4M3_MAX = 448.0
 # A block of zeros gets scale 1, as 0 / 448 would make its codes 0 / 0; a smaller normal scale than this has no inverse.
 SMALLEST_SCALE = 2.0**-126
+# What is quantised at a time, in fp32: much at once, as each operation wakes all threads, but no second weight.
+CHUNK_BYTES = 8 << 20
 
 
 def scale_shape(rows: int, columns: int, block: tuple[int, int] = BLOCK) -> tuple[int, int]:
@@ -93,50 +95,52 @@ def requantize(
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     shape = scale_shape(weight.shape[0], weight.shape[1], block)
     scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    for start in range(0, weight.shape[0], block[0]):
-        rows, index = slice(start, start + block[0]), start // block[0]
-        old = None if scale is None else scale[index].to(weight.device)
-        codes[rows], scales[index] = _requantize_rows(weight[rows], old, power_of_two, block)
+    step = max(1, CHUNK_BYTES // (4 * block[0] * max(1, weight.shape[1])))
+    for index in range(0, shape[0], step):
+        rows, blocks = slice(index * block[0], (index + step) * block[0]), slice(index, index + step)
+        old = None if scale is None else scale[blocks].to(weight.device)
+        codes[rows], scales[blocks] = _requantize_rows(weight[rows], old, power_of_two, block)
     return codes, scales
 
 
 def _requantize_rows(
-    weight: torch.Tensor, old: torch.Tensor | None, power_of_two: bool, block: tuple[int, int]
+    weight: torch.Tensor, old_MN: torch.Tensor | None, power_of_two: bool, block: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    columns = weight.shape[1]
-    wide = weight.to(torch.float32)
-    same_N = None
-    if old is not None:
-        codes = _encode(wide, _to_columns(old, columns, block))
-        back = _decode_cast(codes, _to_columns(old, columns, block)).to(weight.dtype)
-        same_N = _by_block((back == weight).to(torch.float32), block, fill=1.0).amin((0, 2)) == 1
-        if bool(same_N.all()):
-            return codes, old
-    largest_N = _by_block(wide.abs(), block, fill=0.0).amax((0, 2))
-    if not bool(largest_N.isfinite().all()):
+    wide = _in_blocks(weight.to(torch.float32), block)
+    same_MN = None
+    if old_MN is not None:
+        scale = old_MN[:, None, :, None]
+        codes = _encode(wide, scale)
+        # A NaN does not come back as one, so its block counts as changed and is refused below.
+        back = _decode_bits(codes, scale).to(weight.dtype).to(torch.float32)
+        same_MN = (back == wide).all(dim=3).all(dim=1)
+        if bool(same_MN.all()):
+            return _out_of_blocks(codes, weight.shape), old_MN
+    largest_MN = wide.abs().amax((1, 3))
+    if not bool(largest_MN.isfinite().all()):
         raise ValueError("an infinity or a NaN cannot be stored in float8")
-    scale = torch.where(largest_N == 0, 1.0, (largest_N / E4M3_MAX).clamp(min=SMALLEST_SCALE))
+    scale_MN = torch.where(largest_MN == 0, 1.0, (largest_MN / E4M3_MAX).clamp(min=SMALLEST_SCALE))
     if power_of_two:
-        scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    if old is not None and same_N is not None:
-        scale = torch.where(same_N, old, scale)
-    return _encode(wide, _to_columns(scale, columns, block)), scale
+        scale_MN = torch.exp2(torch.ceil(torch.log2(scale_MN)))
+    if old_MN is not None and same_MN is not None:
+        scale_MN = torch.where(same_MN, old_MN, scale_MN)
+    return _out_of_blocks(_encode(wide, scale_MN[:, None, :, None]), weight.shape), scale_MN
 
 
-def _encode(wide: torch.Tensor, scale_C: torch.Tensor) -> torch.Tensor:
+def _encode(wide: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     # The cast alone turns what lies above 448 into NaN.
-    return (wide / scale_C).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return (wide / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def _decode_cast(codes: torch.Tensor, scale_C: torch.Tensor) -> torch.Tensor:
-    return codes.to(torch.float32).mul_(scale_C)
+def _decode_cast(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return codes.to(torch.float32).mul_(scale)
 
 
-def _decode_bits(codes: torch.Tensor, scale_C: torch.Tensor) -> torch.Tensor:
+def _decode_bits(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     # torch's cast from float8 is scalar on CPU, 7 times slower. A code s eeee mmm, moved to s 0eeee mmm0000000, is the
     # float16 of 1/256 of its value, subnormals included; only the NaN codes 0x7f and 0xff are not.
     half = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
-    return half.view(torch.float16) * (scale_C * 256.0)
+    return half.view(torch.float16) * (scale * 256.0)
 
 
 def _has_nan(codes: torch.Tensor) -> bool:
@@ -147,10 +151,16 @@ def _to_columns(scale_N: torch.Tensor, columns: int, block: tuple[int, int]) -> 
     return scale_N.to(torch.float32).repeat_interleave(block[1])[:columns]
 
 
-def _by_block(rows: torch.Tensor, block: tuple[int, int], fill: float) -> torch.Tensor:
-    """Return `rows` (at most 128, C) as (rows, N, 128), the last block filled up."""
-    missing = -rows.shape[1] % block[1]
-    return F.pad(rows, (0, missing), value=fill).unflatten(1, (-1, block[1]))
+def _in_blocks(rows: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """Return `rows` (R, C) as (M, 128, N, 128), the last blocks filled up with zeros."""
+    missing = [-size % length for size, length in zip(rows.shape, block, strict=True)]
+    # Padding copies, also by nothing.
+    padded = F.pad(rows, (0, missing[1], 0, missing[0])) if any(missing) else rows
+    return padded.unflatten(1, (-1, block[1])).unflatten(0, (-1, block[0]))
+
+
+def _out_of_blocks(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return blocks.flatten(2, 3).flatten(0, 1)[: shape[0], : shape[1]]
 
 
 def _check_shapes(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> None:
