@@ -60,6 +60,13 @@ CHOICE_FIELDS = {
     "hidden_act": ("silu",),
 }
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+# Rope type -> numbers it cannot do without.
+ROPE_FACTORS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 class SeekletConfig(PreTrainedConfig):
@@ -197,6 +204,10 @@ class SeekletConfig(PreTrainedConfig):
         ours = {published: name for name, published in PUBLISHED_ARCHITECTURES.items()}
         if config_dict.get("architectures"):
             renamed["architectures"] = [ours.get(name, name) for name in config_dict["architectures"]]
+        if "rope_theta" in (config_dict.get("rope_parameters") or {}):
+            # The legacy keys beside it, which `to_dict` writes for older loaders, say the same in another way.
+            renamed.pop("rope_scaling", None)
+            renamed.pop("rope_theta", None)
         return super().from_dict(renamed, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -263,15 +274,16 @@ class SeekletConfig(PreTrainedConfig):
             raise _config_error("attention_dropout", self.attention_dropout, "a number in [0, 1)")
 
     def _validate_rope(self) -> None:
-        rope = self.rope_parameters or {}
-        if rope.get("rope_type", "default") not in ROPE_TYPES:
+        rope: dict[str, Any] = {"rope_type": "default", **(self.rope_parameters or {})}
+        if rope["rope_type"] not in ROPE_TYPES:
             raise _config_error("rope_parameters.rope_type", rope["rope_type"], " or ".join(map(repr, ROPE_TYPES)))
         theta = rope.get("rope_theta")
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < float("inf"):
             raise _config_error("rope_parameters.rope_theta", theta, "a number > 0")
-        factor = rope.get("factor")
-        if "factor" in rope and (not isinstance(factor, int | float) or factor < 1):
-            raise _config_error("rope_parameters.factor", factor, "a number >= 1")
+        for field in ROPE_FACTORS.get(rope["rope_type"], ()):
+            factor = rope.get(field)
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
+                raise _config_error(f"rope_parameters.{field}", factor, "a number >= 1")
 
 
 def _config_error(field: str, value: Any, allowed: str) -> ConfigError:
