@@ -155,7 +155,8 @@ class CheckpointMixin(PreTrainedModel):
         """Check the files against the model, then stream them into it; transformers' own loader where it must be."""
         request = _REQUEST.get() or _Request()
         by_transformers = (model, state_dict, checkpoint_files, load_config, expected_keys)
-        if state_dict is not None or checkpoint_files is None:
+        # `expected_keys` comes with an adapter, whose files hold nothing of the model itself.
+        if state_dict is not None or checkpoint_files is None or expected_keys is not None:
             return PreTrainedModel._load_pretrained_model(*by_transformers)
         what = f"{load_config.pretrained_model_name_or_path} does not fit {type(model).__name__}"
         foreign = [file for file in checkpoint_files if not file.endswith(".safetensors")]
