@@ -171,30 +171,33 @@ class SeekletAttention(nn.Module):
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # k_nope = W_UK c, so q.k_nope = (W_UK^T q).c; v = W_UV c, so sum(p v) = W_UV sum(p c).
-        up_key, up_value, value_bias = self._up_projections()
-        q_latent = torch.matmul(q_nope, up_key)
-        mask = dense_mask(attention_mask, q_nope.shape[2], latent.shape[2], latent.device)
+        # Each head's whole matrix [W_UK; W_UV] is multiplied, by zeros in the half that does not count: its halves
+        # are no tensors that a batched product takes as they lie, and copying them costs several times as much.
+        matrix, value_bias = self._up_projection()
+        batch, heads, queries, nope = q_nope.shape
+        q = q_nope.transpose(0, 1).reshape(heads, batch * queries, nope)
+        q_latent = torch.bmm(F.pad(q, (0, self.config.v_head_dim)), matrix)
+        q_latent = q_latent.view(heads, batch, queries, -1).transpose(0, 1)
+        mask = dense_mask(attention_mask, queries, latent.shape[2], latent.device)
         output, weights = self.decode(q_latent, q_rope, latent[:, 0], k_rope[:, 0], mask, self.scaling)
-        output = torch.matmul(output, up_value.mT).transpose(1, 2)
+        output = output.permute(1, 3, 0, 2).reshape(heads, -1, batch * queries)
+        output = torch.bmm(matrix, output)[:, nope:].view(heads, -1, batch, queries).permute(2, 3, 0, 1)
         if value_bias is not None:
             # The weights of a query add up to 1; a bias on the keys adds the same to all its scores and cancels.
             output = output + value_bias
         return output, weights if self.config._attn_implementation == "eager" else None
 
-    def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return W_UK (H, N, L), W_UV (H, V, L), and the bias on the values (H, V) where there may be one."""
+    def _up_projection(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return [W_UK; W_UV] (H, N + V, L), and the bias on the values (H, V) where there may be one."""
         linear, rank = self.kv_b_proj, self.config.kv_lora_rank
-        sizes = [self.config.qk_nope_head_dim, self.config.v_head_dim]
         if type(linear) is SeekletLinear:
-            up_key, up_value = linear.weight.reshape(self.num_heads, -1, rank).split(sizes, dim=1)
-            return up_key, up_value, None
+            return linear.weight.view(self.num_heads, -1, rank), None
         # An adapter or a quantised layer: its bias is what it makes of zeros, its matrix what it makes of the
         # identity, which costs what expanding `rank` cached tokens costs.
         norm = self.kv_a_layernorm.weight
         image = linear(torch.eye(rank + 1, rank, dtype=norm.dtype, device=norm.device))
         image = image.view(rank + 1, self.num_heads, -1).permute(1, 2, 0)
-        up_key, up_value = (image[..., :-1] - image[..., -1:]).split(sizes, dim=1)
-        return up_key, up_value, image[:, sizes[0] :, -1]
+        return image[..., :-1] - image[..., -1:], image[:, self.config.qk_nope_head_dim :, -1]
 
     def _expanded(
         self,

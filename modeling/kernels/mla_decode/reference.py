@@ -24,7 +24,12 @@ def mla_decode(
     B, H, S, L = q_latent_BHSL.shape
     q_latent = (q_latent_BHSL * scaling).reshape(B, H * S, L)
     q_rope = (q_rope_BHSR * scaling).reshape(B, H * S, -1)
-    scores = torch.baddbmm(q_latent @ latent_BTL.mT, q_rope, rope_BTR.mT).view(B, H, S, -1)
+    if B == 1:
+        # A batched product of one copies its transposed side; the plain one takes it as it lies.
+        scores = torch.addmm(q_rope[0] @ rope_BTR[0].t(), q_latent[0], latent_BTL[0].t())
+    else:
+        scores = torch.baddbmm(q_rope @ rope_BTR.mT, q_latent, latent_BTL.mT)
+    scores = scores.view(B, H, S, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if mask is not None:
         # A query that may attend to nothing (left padding) gets even weights, not NaN.
