@@ -14,7 +14,6 @@ from .configuration import READ_MODEL_TYPES, SeekletConfig
 from .heads import SeekletForCausalLM, SeekletForSequenceClassification, SeekletForTokenClassification
 from .model import SeekletModel
 
-MODEL_TYPES = (*READ_MODEL_TYPES, SeekletConfig.model_type)
 AUTO_CLASSES = {
     AutoModel: SeekletModel,
     AutoModelForCausalLM: SeekletForCausalLM,
@@ -25,7 +24,7 @@ AUTO_CLASSES = {
 
 def register() -> None:
     """Make the Auto classes load `deepseek_v3` (and `kimi_k2`) checkpoints as seeklet models; idempotent."""
-    for model_type in MODEL_TYPES:
+    for model_type in (*READ_MODEL_TYPES, SeekletConfig.model_type):
         # AutoConfig.register refuses a config whose model_type is another name; the mapping itself does not.
         CONFIG_MAPPING.register(model_type, SeekletConfig, exist_ok=True)
     for auto_class, model_class in AUTO_CLASSES.items():
@@ -38,12 +37,11 @@ def register() -> None:
 def unregister() -> None:
     """Undo `register`: the Auto classes load `deepseek_v3` checkpoints as transformers' own classes again.
 
-    Models that are loaded keep working, and saving and loading by our classes' own names does too.
+    Models that are loaded keep working, and building, saving and loading by our classes' own names does too: what a
+    SeekletConfig stands for stays known, since the classifiers build their decoder by it.
     """
-    for model_type in MODEL_TYPES:
+    for model_type in READ_MODEL_TYPES:
         CONFIG_MAPPING._extra_content.pop(model_type, None)
-    for auto_class in AUTO_CLASSES:
-        auto_class._model_mapping._extra_content.pop(SeekletConfig, None)
 
 
 def is_registered() -> bool:
