@@ -46,6 +46,7 @@ SIZES: dict[str, Any] = {
 
 def make_checkpoint(folder: str) -> int:
     """Return the size in bytes of a checkpoint that transformers' own model writes to `folder`."""
+    transformers.logging.disable_progress_bar()
     config = transformers.DeepseekV3Config(**SIZES)
     model = transformers.DeepseekV3ForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="500MB")

@@ -175,15 +175,16 @@ def _equal(reader: Reader, first: StoredTensor, second: StoredTensor) -> bool:
 def rules_of(model: PreTrainedModel, ignore_mismatched_sizes: bool, uses_mtp: bool) -> Rules:
     """Return what `model` tolerates in a checkpoint.
 
-    A head may be missing, to be newly initialised, unless the config says that the checkpoint was saved with it.
+    What is not of the base model may be missing, to be newly initialised; but not the head that the config says the
+    checkpoint was saved with.
     """
-    head = _head(type(model).__name__)
-    saved_with_head = head in map(_head, model.config.architectures or [])
+    is_base, base = model.base_model is model, model.base_model_prefix + "."
+    saved_with_head = _head(type(model).__name__) in map(_head, model.config.architectures or [])
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
 
     def optional(key: str) -> bool:
-        is_head = key.startswith(HEADS) and not saved_with_head
-        return is_head or any(pattern.search(key) for pattern in patterns)
+        is_new = not is_base and not key.startswith(base) and not (saved_with_head and key.startswith(HEADS))
+        return is_new or any(pattern.search(key) for pattern in patterns)
 
     return Rules(
         optional=optional,

@@ -71,7 +71,7 @@ def read_header(file: str | os.PathLike) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: found no such file, expected a safetensors file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: found a corrupt header ({error}), expected a safetensors file") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: found a corrupt header ({type(header).__name__}), expected a safetensors file")

@@ -210,6 +210,25 @@ def test_a_language_model_from_a_base_model_and_a_classifier(tmp_path: Path) -> 
     assert_same(again.state_dict(), stock_base.state_dict())
 
 
+class WithValueHead(SeekletForCausalLM):
+    """A subclass as users write them, with a layer that no checkpoint has yet."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.value_head = torch.nn.Linear(config.hidden_size, 1, bias=False)
+        self.post_init()
+
+
+def test_a_subclass_with_a_layer_of_its_own(tmp_path: Path) -> None:
+    model = build_ours()
+    model.save_pretrained(tmp_path / "m")
+    more, info = load(tmp_path / "m", WithValueHead, output_loading_info=True)
+    assert info["missing_keys"] == {"value_head.weight"}
+    assert more.value_head.weight.isfinite().all()
+    more.save_pretrained(tmp_path / "more")
+    assert_same(load(tmp_path / "more", WithValueHead).state_dict(), more.state_dict())
+
+
 def test_sizes_that_differ_are_refused_or_initialised_anew(tmp_path: Path) -> None:
     model = build_ours()
     model.save_pretrained(tmp_path)

@@ -25,7 +25,7 @@ def adapted(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, torch
     base = load(tmp_path / "base", dtype=torch.float32, **arguments)
     peft = get_peft_model(base, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False))
     logits = peft.eval()(input_ids=draw_tokens(2, 7)).logits
-    peft.save_pretrained(tmp_path / "adapter")
+    peft.save_pretrained(str(tmp_path / "adapter"))
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     return tmp_path, logits, arguments
 

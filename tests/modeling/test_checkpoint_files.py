@@ -113,6 +113,7 @@ def test_a_file_that_is_something_else(file: Path) -> None:
     ("change", "message"),
     [
         (lambda header: "{not json", "corrupt header"),
+        (lambda header: "[" * 100_000, "corrupt header"),
         (lambda header: "[1, 2]", r"corrupt header \(list\)"),
         (lambda header: header["a"].pop("shape"), r"f\.safetensors: a: found a corrupt entry"),
         (lambda header: header.update(a=5), r"f\.safetensors: a: found a corrupt entry 5"),
