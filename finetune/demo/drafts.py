@@ -26,7 +26,8 @@ class DraftComparison:
     new_tokens: int
     """Tokens that either way of generating produced, over all prompts."""
     main_model_steps: int
-    """Passes through the main model that drafting needed for them."""
+    """Passes through the main model that drafting needed for them, those over the prompts included."""
+    drafts: int
     accepted_drafts: int
     identical_tokens: bool
     plain_s: float
@@ -39,6 +40,11 @@ class DraftComparison:
     def tokens_per_step(self) -> float:
         """Tokens per pass through the main model; plain generation makes 1."""
         return self.new_tokens / self.main_model_steps
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafts that were right, in [0, 1]; 0 where none was made."""
+        return self.accepted_drafts / max(1, self.drafts)
 
     @property
     def speedup(self) -> float:
@@ -80,7 +86,9 @@ def compare_drafts(
             output.sequences.shape[1] - prompt["input_ids"].shape[1]
             for output, prompt in zip(drafted, prompts, strict=True)
         ),
-        main_model_steps=sum(output.num_main_steps for output in drafted),
+        # Each prompt's own pass gives a token too, and is not among the steps that generation counts.
+        main_model_steps=sum(output.num_main_steps for output in drafted) + len(prompts),
+        drafts=sum(output.num_drafts for output in drafted),
         accepted_drafts=sum(output.num_accepted_drafts for output in drafted),
         identical_tokens=all(torch.equal(a.sequences, b.sequences) for a, b in zip(plain, drafted, strict=True)),
         plain_s=median(plain_s),

@@ -46,6 +46,7 @@ def draw_losses(history: History) -> Figure:
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth(losses, SMOOTHED_STEPS), color=colour, linewidth=2, label=label)
     axes.set_yscale("log")
+    axes.set_xlim(0, steps[-1])
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, title=f"bold: mean of the last {SMOOTHED_STEPS} steps", title_fontsize="small")
     return figure
@@ -61,9 +62,10 @@ def draw_accuracy(history: History, stop_accuracy: float) -> Figure:
     axes.fill_between(steps, intervals[:, 0], intervals[:, 1], color=COLOURS[0], alpha=0.2, label="95 % interval")
     axes.plot(steps, shares, color=COLOURS[0], marker="o", linewidth=2, label="greedy answers")
     axes.axhline(stop_accuracy * 100, color="#555555", linestyle="--", linewidth=1)
-    note = f"training stops at {stop_accuracy:.0%}"
+    note = f"training stops at {stop_accuracy * 100:.0f} %"
     axes.annotate(note, (0.01, stop_accuracy * 100 - 1.5), xycoords=("axes fraction", "data"), va="top", fontsize=9)
     axes.set_ylim(-2, 102)
+    axes.set_xlim(0, None)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="center left")
     return figure
@@ -81,7 +83,7 @@ def draw_expert_load(history: History, layer_names: list[str]) -> Figure:
     for axes, name, layer in zip(maps, layer_names, load, strict=True):
         area = (0, last_step, num_experts, 0)
         axes.imshow(layer, norm=colours.norm, cmap=colours.cmap, extent=area, aspect="auto", interpolation="none")
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=12)
+        axes.set_ylabel(f"{name}\nexpert", rotation=0, ha="right", va="center", labelpad=12)
         axes.set_yticks(np.arange(num_experts) + 0.5, range(num_experts), fontsize=6)
     centres = (np.arange(load.shape[-1]) + 0.5) * last_step / load.shape[-1]
     for name, fullest, colour in zip(layer_names, load.max(axis=1), cycle(COLOURS), strict=False):
@@ -92,7 +94,7 @@ def draw_expert_load(history: History, layer_names: list[str]) -> Figure:
     curves.grid(alpha=0.25)
     curves.legend(frameon=False, fontsize=8, ncols=num_layers, loc="upper right")
     curves.set_xlabel("optimiser step")
-    maps[0].set_title("Expert load: tokens per expert, relative to the layer's mean (1 is perfect balance)")
+    maps[0].set_title("Expert load: tokens per expert over the layer's mean (white: balanced)")
     figure.colorbar(colours, ax=maps, label="times the mean", ticks=[0, 0.5, 1, 1.5, 2], extend="max")
     return figure
 

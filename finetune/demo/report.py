@@ -34,6 +34,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "mtp_drafts": {
             **asdict(findings.drafts),
             "tokens_per_step": findings.drafts.tokens_per_step,
+            "acceptance": findings.drafts.acceptance,
             "speedup": findings.drafts.speedup,
         },
         "stock_reload": {**asdict(findings.reload), "passed": findings.reload.passed},
@@ -67,7 +68,7 @@ def as_markdown(findings: Findings) -> str:
     last = history.steps[-1]
     stopped = (
         f"stopped at step {last.step} of {findings.training.steps}, when validation accuracy reached "
-        f"{findings.training.stop_accuracy:.0%}"
+        f"{findings.training.stop_accuracy * 100:.0f} %"
         if history.stopped_early
         else f"ran all {last.step} steps"
     )
@@ -111,10 +112,10 @@ def as_markdown(findings: Findings) -> str:
                 ("seconds (median)", f"{drafts.plain_s:.2f}", f"{drafts.drafts_s:.2f}"),
             ],
         ),
-        f"{drafts.new_tokens:,} tokens for {drafts.prompts} prompts, one prompt at a time, one thread, "
-        f"{drafts.repeats} runs of each kind in turns: {drafts.speedup:.2f}x faster (single pairs "
-        f"{drafts.speedup_lowest:.2f}x to {drafts.speedup_highest:.2f}x). The tokens are "
-        f"{'identical' if drafts.identical_tokens else '**not identical**'}.",
+        f"{drafts.acceptance * 100:.1f} % of the drafts were right. {drafts.new_tokens:,} tokens for {drafts.prompts} "
+        f"prompts, one prompt at a time, one thread, {drafts.repeats} runs of each kind in turns: "
+        f"{drafts.speedup:.2f}x faster (single pairs {drafts.speedup_lowest:.2f}x to {drafts.speedup_highest:.2f}x). "
+        f"The tokens are {'identical' if drafts.identical_tokens else '**not identical**'}.",
         "## The checkpoint in stock transformers",
         f"`{reload.model_class}` of transformers {reload.transformers} loaded `model/` in a fresh process "
         f"{'that never imported seeklet' if not reload.seeklet_imported else 'that **had imported seeklet**'}. Over "
