@@ -7,8 +7,10 @@ import typer
 from rich.console import Console
 from transformers.utils import logging
 
+from seeklet.modeling import SeekletError
+
 from .findings import DemoSettings
-from .out_folder import OutFolderError, filled_when_done
+from .out_folder import filled_when_done
 from .report import summary_table, write_report
 from .run import run_demo
 
@@ -82,9 +84,13 @@ def demo(
     except KeyboardInterrupt:
         console.print("\nInterrupted: nothing was written.")
         raise typer.Exit(INTERRUPTED) from None
-    except OutFolderError as error:
+    except OSError as error:
+        # The folder was refused, or the disk filled up meanwhile.
         typer.echo(f"seeklet demo: {error}", err=True)
         raise typer.Exit(2) from None
+    except SeekletError as error:
+        typer.echo(f"seeklet demo: {error}", err=True)
+        raise typer.Exit(1) from None
     console.print(summary_table(findings, out))
     for failure in findings.failed_checks():
         typer.echo(f"seeklet demo: check failed: {failure}", err=True)
