@@ -94,7 +94,7 @@ def compare_prefill(dtype: torch.dtype, target: float, repeats: int) -> Comparis
     ours.eval(), stock.eval()
     tokens = torch.randint(2, SIZES["vocab_size"], (4, 512))
     run = [lambda m=m: m(tokens, use_cache=False, logits_to_keep=1) for m in (ours, stock)]
-    return compare(f"prefill, B=4 T=512, {_name(dtype)}", target, *run, repeats)
+    return compare(f"prefill, B=4 T=512, {_name(dtype)}", target, run[0], run[1], repeats)
 
 
 @torch.inference_mode()
@@ -106,7 +106,7 @@ def compare_decode(dtype: torch.dtype, target: float, repeats: int) -> Compariso
     caches = [m(prompt, use_cache=True, logits_to_keep=1).past_key_values for m in (ours, stock)]
     token = prompt[:, :1]
     run = [lambda m=m, c=c: m(token, past_key_values=c) for m, c in zip((ours, stock), caches, strict=True)]
-    return compare(f"decode at T={CONTEXT}, B=1, {_name(dtype)}", target, *run, repeats)
+    return compare(f"decode at T={CONTEXT}, B=1, {_name(dtype)}", target, run[0], run[1], repeats)
 
 
 @torch.inference_mode()
@@ -126,7 +126,7 @@ def compare_mla_layer(dtype: torch.dtype, target: float, repeats: int) -> Compar
     angles = torch.randn(1, 1, 32).repeat(1, 1, 2)
     position = (angles.cos().to(dtype), angles.sin().to(dtype))
     run = [lambda m=m, c=c: m(hidden, position, None, c) for m, c in zip((ours, stock), caches, strict=True)]
-    return compare(f"one MLA layer, V3 heads, decode at T={CONTEXT}, {_name(dtype)}", target, *run, repeats)
+    return compare(f"one MLA layer, V3 heads, decode at T={CONTEXT}, {_name(dtype)}", target, run[0], run[1], repeats)
 
 
 def _name(dtype: torch.dtype) -> str:

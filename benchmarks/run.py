@@ -1,6 +1,6 @@
 """`make bench`: ours beside stock transformers on the same weights in one process; one table, and its ratios kept.
 
-    python -m benchmarks.run [--threads 2] [--repeats 9] [--skip-loading] [--out benchmarks/results]
+python -m benchmarks.run [--threads 2] [--repeats 9] [--skip-loading] [--out benchmarks/results]
 """
 
 import argparse
@@ -82,7 +82,9 @@ def loading_lines(result: dict[str, Any]) -> list[str]:
         ours, peer = (f"{result[side][figure]:.{digits}f} {unit}" for side in ("ours", "peer"))
         ratio = result["ratios"][figure]
         met = "yes" if ratio <= LOADING_TARGET else "no"
-        lines.append(f"| loading 2 GB of bf16, {title} | {ours} | {peer} | {ratio:.2f}x | {LOADING_TARGET:g}x | {met} |")
+        lines.append(
+            f"| loading 2 GB of bf16, {title} | {ours} | {peer} | {ratio:.2f}x | {LOADING_TARGET:g}x | {met} |"
+        )
     return lines
 
 

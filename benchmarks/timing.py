@@ -40,6 +40,4 @@ def compare(
             call()
             times[side].append(time.perf_counter() - start)
     (mine, other), medians = times, [statistics.median(side) for side in times]
-    return Comparison(
-        name, target, medians[0], (min(mine), max(mine)), medians[1], (min(other), max(other))
-    )
+    return Comparison(name, target, medians[0], (min(mine), max(mine)), medians[1], (min(other), max(other)))

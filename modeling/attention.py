@@ -216,7 +216,7 @@ class SeekletAttention(nn.Module):
         implementation = self.config._attn_implementation
         if implementation == "sdpa" and _takes_reference(query, attention_mask, dropout):
             return self.attend(query, key, value, attention_mask, self.scaling).transpose(1, 2), None
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention)
         return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 

@@ -31,6 +31,7 @@ def register() -> None:
         auto_class.register(SeekletConfig, model_class, exist_ok=True)
     # Without it transformers' own loading paths would leave per-expert tensors unfused, experts at random.
     experts = get_checkpoint_conversion_mapping("deepseek_v3")
+    assert experts is not None
     register_checkpoint_conversion_mapping(SeekletConfig.model_type, experts, overwrite=True)
 
 

@@ -18,7 +18,7 @@ class GrowingLayer(DynamicLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Forget any buffer and start empty, on the device and in the dtype of `key_states`."""
         super().lazy_initialization(key_states, value_states)
-        self._buffers = None
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Return keys and values (B, heads, T, size) with the new tokens (B, heads, S, size) behind the old."""
@@ -28,27 +28,30 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         old = self.get_seq_length()
         new = old + key_states.shape[-2]
-        if not self._buffers_hold(old, new):
+        assert self.keys is not None and self.values is not None
+        if self._buffers is None or not self._buffers_hold(self._buffers, old, new):
             room = new + max(GROWTH_TOKENS, new // 4)
-            states = ((key_states, self.keys), (value_states, self.values))
-            self._buffers = tuple(_grown(added, held, old, room) for added, held in states)
-        for buffer, added in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., old:new, :] = added
-        self.keys, self.values = (buffer[..., :new, :] for buffer in self._buffers)
+            self._buffers = (_grown(key_states, self.keys, old, room), _grown(value_states, self.values, old, room))
+        key_buffer, value_buffer = self._buffers
+        key_buffer[..., old:new, :], value_buffer[..., old:new, :] = key_states, value_states
+        self.keys, self.values = key_buffer[..., :new, :], value_buffer[..., :new, :]
         return self.keys, self.values
 
-    def _buffers_hold(self, old: int, new: int) -> bool:
+    def _buffers_hold(self, buffers: tuple[torch.Tensor, torch.Tensor], old: int, new: int) -> bool:
         # Beam reordering and the like put other tensors in our views' place: then the buffers are stale.
-        if self._buffers is None or old == 0:
-            return False
+        assert self.keys is not None and self.values is not None
         # Outside inference mode, what was made inside must not be written to.
-        writable = torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
-        return writable and all(
-            held.data_ptr() == buffer.data_ptr()
-            and held.stride() == buffer.stride()
-            and held.shape[:-2] == buffer.shape[:-2]
-            and new <= buffer.shape[-2]
-            for held, buffer in zip((self.keys, self.values), self._buffers, strict=True)
+        writable = torch.is_inference_mode_enabled() or not buffers[0].is_inference()
+        return (
+            old > 0
+            and writable
+            and all(
+                held.data_ptr() == buffer.data_ptr()
+                and held.stride() == buffer.stride()
+                and held.shape[:-2] == buffer.shape[:-2]
+                and new <= buffer.shape[-2]
+                for held, buffer in zip((self.keys, self.values), buffers, strict=True)
+            )
         )
 
 

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
 
 from .errors import ConfigError
 
@@ -134,11 +133,11 @@ class SeekletConfig(PreTrainedConfig):
     num_hidden_layers: int = 61
     num_attention_heads: int = 128
     num_key_value_heads: int | None = None
-    n_shared_experts: int | None = 1
+    n_shared_experts: int = 1
     n_routed_experts: int = 256
     num_experts_per_tok: int = 8
-    n_group: int | None = 8
-    topk_group: int | None = 4
+    n_group: int = 8
+    topk_group: int = 4
     routed_scaling_factor: float = 2.5
     scoring_func: str = "sigmoid"
     topk_method: str = "noaux_tc"
@@ -160,7 +159,7 @@ class SeekletConfig(PreTrainedConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
     tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: Any = None
     rope_interleave: bool = True
     attention_bias: bool = False
     attention_dropout: float = 0.0

@@ -4,7 +4,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -33,19 +33,19 @@ class SeekletCausalLMOutput(MoeCausalLMOutputWithPast):
     `balance_loss_weight * balance_loss`. `expert_load` holds, where asked for, one int64 (E,) per MoE layer.
     """
 
-    lm_loss: torch.FloatTensor | None = None
-    mtp_loss: torch.FloatTensor | None = None
-    balance_loss: torch.FloatTensor | None = None
+    lm_loss: torch.Tensor | None = None
+    mtp_loss: torch.Tensor | None = None
+    balance_loss: torch.Tensor | None = None
     expert_load: tuple[torch.Tensor, ...] | None = None
 
 
 class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
     """DeepSeek-V3-architecture causal language model."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
+    _tied_weights_keys: ClassVar[Any] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[Any] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[Any] = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar[Any] = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: SeekletConfig):
         super().__init__(config)
@@ -57,12 +57,12 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_logits: bool | None = None,
@@ -81,10 +81,9 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             num_items_in_batch: labels in the whole batch of an optimiser step (transformers' Trainer gives it); the
                 losses are then sums divided by it, so that they add up over gradient accumulation.
         """
-        with_balance = self.training and labels is not None and self.config.balance_loss_weight > 0
-        with_balance = with_balance and self.config.first_k_dense_replace < self.config.num_hidden_layers
         shift_labels = kwargs.pop("shift_labels", None)
         asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
+        with_balance = self.training and labels is not None and self._has_balance_loss()
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -103,18 +102,12 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         has_labels = labels is not None or shift_labels is not None
         if return_logits is None:
             return_logits = not (self.training and has_labels)
-        loss = lm_loss = mtp_loss = balance_loss = expert_load = None
+        losses = {}
         if has_labels:
-            targets = shift_left(labels, 1, IGNORE_INDEX) if shift_labels is None else shift_labels
-            loss = lm_loss = self.head_loss(hidden, targets, num_items_in_batch)
-        if self.training and labels is not None and self.config.num_nextn_predict_layers:
-            states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
-            mtp_loss = self.mtp_loss(states, labels, self._mtp_positions(inputs, kwargs), num_items_in_batch)
-            loss = loss + self.config.mtp_loss_weight * mtp_loss
-        if with_balance:
-            balance_loss = self.balance_loss(outputs.router_logits, inputs, kwargs)
-            share = _share_of_batch(labels, num_items_in_batch)
-            loss = loss + self.config.balance_loss_weight * share * balance_loss
+            losses = self._losses(
+                hidden, outputs.router_logits, labels, shift_labels, inputs, num_items_in_batch, kwargs
+            )
+        expert_load = None
         if output_expert_load:
             valid = _real_tokens(inputs)
             expert_load = tuple(
@@ -122,17 +115,46 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             )
         # Made in one go: a field set afterwards is no item of the output, where Trainer looks for the loss.
         return SeekletCausalLMOutput(
-            loss=loss,
+            **losses,
             logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)) if return_logits else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if asked_router_logits else None,
-            lm_loss=lm_loss,
-            mtp_loss=mtp_loss,
-            balance_loss=balance_loss,
             expert_load=expert_load,
         )
+
+    def _has_balance_loss(self) -> bool:
+        has_experts = self.config.first_k_dense_replace < self.config.num_hidden_layers
+        return has_experts and self.config.balance_loss_weight > 0
+
+    def _losses(
+        self,
+        hidden: torch.Tensor,
+        router_logits: tuple[torch.Tensor, ...] | None,
+        labels: torch.Tensor | None,
+        shift_labels: torch.Tensor | None,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+        kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Return the losses of the output by their names; MTP and balance in training with `labels` only."""
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = shift_left(labels, 1, IGNORE_INDEX)
+        losses = {"lm_loss": self.head_loss(hidden, shift_labels, num_items_in_batch)}
+        loss = losses["lm_loss"]
+        if self.training and labels is not None and self.config.num_nextn_predict_layers:
+            states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
+            positions = self._mtp_positions(inputs, kwargs)
+            losses["mtp_loss"] = self.mtp_loss(states, labels, positions, num_items_in_batch)
+            loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"]
+        if self.training and labels is not None and self._has_balance_loss():
+            assert router_logits is not None
+            losses["balance_loss"] = self.balance_loss(router_logits, inputs, kwargs)
+            share = _share_of_batch(labels, num_items_in_batch)
+            loss = loss + self.config.balance_loss_weight * share * losses["balance_loss"]
+        return {"loss": loss, **losses}
 
     def head_loss(
         self, hidden: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -225,23 +247,24 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         # Left of a row a module at depth k would predict the first k + 1 tokens from padding.
         return (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
 
+    # pyright cannot see that this class is what GenerationMixin's methods ask of `self`.
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
         cache = model_kwargs.get("past_key_values")
-        if type(cache) is DynamicCache and not cache.offloading and not any(la.is_initialized for la in cache.layers):
+        if type(cache) is DynamicCache and not cache.offloading and cache.get_seq_length() == 0:
             model_kwargs["past_key_values"] = LatentCache(self.config.num_hidden_layers)
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         if generation_config.use_mtp:
             check_mtp_request(self, generation_mode, generation_config, generation_mode_kwargs)
         else:
-            super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+            super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # pyright: ignore
 
     def _assisted_decoding(self, input_ids, *, generation_config, inputs_tensor=None, **kwargs):
         # generate() looks for `inputs_tensor` in this signature.
         if generation_config.use_mtp:
             return generate_with_mtp(self, input_ids, generation_config=generation_config, **kwargs)
-        return super()._assisted_decoding(
+        return super()._assisted_decoding(  # pyright: ignore
             input_ids, generation_config=generation_config, inputs_tensor=inputs_tensor, **kwargs
         )
 

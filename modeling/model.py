@@ -2,7 +2,7 @@
 
 # B batch, S positions, H hidden
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -33,17 +33,17 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config_class = SeekletConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SeekletDecoderLayer", "SeekletMTPLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar[Any] = ["SeekletDecoderLayer", "SeekletMTPLayer"]
+    _skip_keys_device_placement: ClassVar[Any] = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+    _keep_in_fp32_modules_strict: ClassVar[Any] = ["e_score_correction_bias"]
     _can_set_attn_implementation_cached_value = True
     _can_set_experts_implementation_cached_value = True
-    _can_record_outputs = {
+    _can_record_outputs: ClassVar[Any] = {
         "hidden_states": SeekletDecoderLayer,
         "attentions": SeekletAttention,
         "router_logits": OutputRecorder(SeekletRouter, index=0),
@@ -58,13 +58,15 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
         """Return the experts implementation to use; ours ("eager" to transformers) unless another is asked for."""
         return super().get_correct_experts_implementation(requested_experts or "eager")
 
-    def update_router_bias(self, group: torch.distributed.ProcessGroup | None = None) -> list[torch.Tensor]:
+    def update_router_bias(
+        self, group: torch.distributed.ProcessGroup | None = None, speed: float | None = None
+    ) -> list[torch.Tensor]:
         """Return the expert load of each MoE layer since the last call, after moving every router's bias by it.
 
         Call once per optimiser step, on every rank: counts add up over gradient accumulation and are summed over the
-        ranks of `group` (default: all). Each bias moves by `config.bias_update_speed` towards balance, in place; a
-        speed of 0 freezes it, and the load is still returned. Layers are in order, MTP modules last; each load is
-        int64 (n_routed_experts,). Source: DeepSeek-V3 report, section 2.1.2.
+        ranks of `group` (default: all). Each bias moves by `speed` (default: `config.bias_update_speed`) towards
+        balance, in place; a speed of 0 freezes it, and the load is still returned. Layers are in order, MTP modules
+        last; each load is int64 (n_routed_experts,). Source: DeepSeek-V3 report, section 2.1.2.
         """
         layers = [module for module in self.modules() if isinstance(module, SeekletMoE)]
         if not layers:
@@ -73,9 +75,10 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
         empty = torch.zeros(self.config.n_routed_experts, dtype=torch.int64, device=device)
         load = [empty if layer.expert_counts is None else layer.expert_counts.to(device) for layer in layers]
         total = sum_over_ranks(torch.stack(load), group)
+        speed = self.config.bias_update_speed if speed is None else speed
         for layer, counts in zip(layers, total, strict=True):
             bias = layer.gate.e_score_correction_bias
-            bias.copy_(updated_bias(bias, counts.to(bias.device), self.config.bias_update_speed))
+            bias.copy_(updated_bias(bias, counts.to(bias.device), speed))
             layer.expert_counts = None
         return list(total)
 
@@ -87,8 +90,8 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.e_score_correction_bias)
         elif isinstance(module, SeekletExperts):
-            init.normal_(module.gate_up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=std)
+            for weight in module.parameters(recurse=False):
+                init.normal_(weight, mean=0.0, std=std)
 
 
 class SeekletModel(SeekletPreTrainedModel):
@@ -112,11 +115,11 @@ class SeekletModel(SeekletPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
@@ -128,10 +131,7 @@ class SeekletModel(SeekletPreTrainedModel):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds` are given.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self._embed(input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, past_key_values, kwargs.pop("cu_seqlens", None))
         shared = self._shared_inputs(inputs_embeds, attention_mask, position_ids, past_key_values)
@@ -146,10 +146,10 @@ class SeekletModel(SeekletPreTrainedModel):
     def mtp_hidden_states(
         self,
         last_hidden_state: torch.Tensor,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> list[torch.Tensor]:
         """Return h^1 ... h^D, each (B, S, H) and ready for the head, over whole sequences (training; no cache).
@@ -158,8 +158,7 @@ class SeekletModel(SeekletPreTrainedModel):
         i + k + 1 (`mtp.mtp_labels`). The last k positions of a sequence see a zero embedding or another sequence's;
         nothing before them attends to them.
         """
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self._embed(input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, None, kwargs.pop("cu_seqlens", None))
         shared = self._shared_inputs(inputs_embeds, attention_mask, position_ids, None)
@@ -168,6 +167,13 @@ class SeekletModel(SeekletPreTrainedModel):
             last_hidden_state = layer(last_hidden_state, shift_left(inputs_embeds, depth), **shared, **kwargs)
             states.append(last_hidden_state)
         return states
+
+    def _embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        if inputs_embeds is not None and input_ids is None:
+            return inputs_embeds
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        return self.embed_tokens(input_ids)
 
     def _positions(
         self, inputs_embeds: torch.Tensor, past_key_values: Cache | None, cu_seqlens: torch.Tensor | None

@@ -91,6 +91,9 @@ class SeekletExperts(nn.Module):
     parameters; ours, called "eager" there, is the default.
     """
 
+    gate_up_proj: nn.Parameter
+    down_proj: nn.Parameter
+
     def __init__(self, config: SeekletConfig):
         super().__init__()
         self.num_experts = config.n_routed_experts

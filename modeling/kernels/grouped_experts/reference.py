@@ -122,7 +122,12 @@ def backward_grouped(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up
     by_row = F.grouped_mm(grad_hidden, gate_up_proj, offs=ends)
     grad_weights = torch.empty_like(grad_rows)
     grad_weights[rows] = grad_rows
-    return _sum_by_token(by_row, rows, top_k), grad_weights.view_as(weights_TK).to(weights_TK.dtype), grad_gate_up_proj, grad_down_proj
+    return (
+        _sum_by_token(by_row, rows, top_k),
+        grad_weights.view_as(weights_TK).to(weights_TK.dtype),
+        grad_gate_up_proj,
+        grad_down_proj,
+    )
 
 
 def can_group(x_TH: torch.Tensor, gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> bool:

@@ -4,9 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-def swiglu_backward(
-    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of `silu(gate) * up` to gate and up, given `grad`; all of one shape."""
     return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
