@@ -113,6 +113,16 @@ def test_speed_zero_freezes_the_bias_and_still_returns_the_load() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, biases(model), strict=True))
 
 
+def test_a_speed_given_takes_the_place_of_the_configs() -> None:
+    model, tokens = build_ours(bias_update_speed=0.01), draw_tokens(2, 9)
+    before = biases(model)
+    model(tokens)
+    model.update_router_bias(speed=0.25)
+    moved = torch.cat([new - old for old, new in zip(before, biases(model), strict=True)])
+    assert moved.abs().max().item() == pytest.approx(0.25)
+    assert model.config.bias_update_speed == 0.01
+
+
 def test_update_of_a_model_without_experts_does_nothing() -> None:
     assert build_ours(first_k_dense_replace=3).update_router_bias() == []
 

@@ -63,10 +63,9 @@ def test_decode_step_by_inductor() -> None:
     assert torch.equal(decode_greedily(model, prompt, compiled), decode_greedily(model, prompt, model))
 
 
-@pytest.mark.parametrize("mtp", [0, 1])
-def test_training_step_compiled_equals_eager(mtp: int) -> None:
+def test_training_step_compiled_equals_eager() -> None:
     """Loss, every gradient, and the counts of the load-balance update."""
-    model, compiled = (build_ours(num_hidden_layers=2, num_nextn_predict_layers=mtp) for _ in range(2))
+    model, compiled = (build_ours(num_hidden_layers=2, num_nextn_predict_layers=1) for _ in range(2))
     tokens = draw_tokens(2, 9)
     run = torch.compile(compiled, backend="aot_eager")
     expected, loss = model(tokens, labels=tokens).loss, run(tokens, labels=tokens).loss
@@ -75,7 +74,7 @@ def test_training_step_compiled_equals_eager(mtp: int) -> None:
     loss.backward()
     assert_same_gradients(compiled, model, 1e-5)
     loads = [[load.tolist() for load in m.update_router_bias()] for m in (model, compiled)]
-    assert loads[0] == loads[1] and sum(map(sum, loads[0])) == 54 * (1 + mtp)
+    assert loads[0] == loads[1] and sum(map(sum, loads[0])) == 54 * 2
 
 
 def test_compiled_evaluation_equals_eager() -> None:
