@@ -16,11 +16,11 @@ from .cache import GROWTH_TOKENS
 class Window:
     """Some slots in a row, per row of the batch, that one forward pass fills; slot i holds token i of the sequence.
 
-    `slots` is a slice where all rows stand at the same place, else int64 (B, S); `stop` is the number of keys that are
-    visible to any of them; `mask` and `position_ids` are what the layers are given.
+    `slots` is a slice where all rows stand at the same place, else row numbers (B, 1) and slots (B, S); behind `stop`
+    nothing is visible to any of them; `mask` and `position_ids` are what the layers are given.
     """
 
-    slots: slice | torch.Tensor
+    slots: slice | tuple[torch.Tensor, torch.Tensor]
     stop: int
     mask: torch.Tensor | None = None
     position_ids: torch.Tensor | None = None
@@ -31,9 +31,8 @@ class Window:
             start = self.slots.start - first_slot
             buffer[:, :, start : start + states.shape[-2]] = states
         else:
-            slots = self.slots.to(buffer.device) - first_slot
-            rows = torch.arange(len(slots), device=buffer.device)[:, None]
-            buffer[:, 0][rows, slots] = states[:, 0]
+            rows, slots = (index.to(buffer.device) for index in self.slots)
+            buffer[:, 0][rows, slots - first_slot if first_slot else slots] = states[:, 0]
 
 
 class Cursor(Protocol):
@@ -124,6 +123,7 @@ class RaggedCursor:
         self._offset = offset
         self._valid = None if valid is None else valid[:, None, None, :]
         self._additive = additive
+        self._rows = torch.arange(len(offset), device=offset.device)[:, None]
         self._starts = self._num_kept = torch.zeros_like(offset)
         self._largest = 0
 
@@ -143,7 +143,7 @@ class RaggedCursor:
         visible = torch.arange(first_slot, stop, device=slots.device) <= slots[:, None, :, None]
         if self._valid is not None:
             visible = visible & self._valid[..., first_slot:stop]
-        return Window(slots, stop, _as_mask(visible, self._additive), slots + self._offset)
+        return Window((self._rows, slots), stop, _as_mask(visible, self._additive), slots + self._offset)
 
     def read(self, tokens: torch.Tensor, shift: int, width: int) -> torch.Tensor:
         """Return columns start + shift ... start + shift + width - 1 of each row of `tokens` (B, W)."""
