@@ -10,6 +10,7 @@ from .heads import (
     SeekletForTokenClassification,
 )
 from .model import SeekletModel, SeekletPreTrainedModel
+from .mtp_decoding import SeekletMTPOutput
 
 register()
 
@@ -23,6 +24,7 @@ __all__ = [
     "SeekletForCausalLM",
     "SeekletForSequenceClassification",
     "SeekletForTokenClassification",
+    "SeekletMTPOutput",
     "SeekletModel",
     "SeekletPreTrainedModel",
     "register",

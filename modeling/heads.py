@@ -249,9 +249,10 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
 
     # pyright cannot see that this class is what GenerationMixin's methods ask of `self`.
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        given = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
         cache = model_kwargs.get("past_key_values")
-        if type(cache) is DynamicCache and not cache.offloading and cache.get_seq_length() == 0:
+        if given is None and type(cache) is DynamicCache and not cache.offloading:
             model_kwargs["past_key_values"] = LatentCache(self.config.num_hidden_layers)
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):

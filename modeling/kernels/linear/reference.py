@@ -6,6 +6,8 @@ from torch.nn import functional as F
 # oneDNN compiles a program for every shape: 0.3 ms and up to 1 MiB each (benchmarks/LOG.md). Row counts change from
 # batch to batch and from expert to expert, so only a multiple of these goes there and the rest to MKL.
 COARSE_ROWS, FINE_ROWS = 256, 32
+# A call costs 20 us more than MKL's: below so many multiplications that is more than it saves.
+MIN_PRODUCTS = 2_000_000
 # Subclasses (DTensor of tensor parallelism, quantised weights) have no rule for oneDNN's operator.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -16,16 +18,15 @@ def _onednn_rows(rows: int) -> int:
     return rows // step * step
 
 
-def _prefers_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _prefers_onednn(a: torch.Tensor, b: torch.Tensor, products: int) -> bool:
     # PyTorch multiplies fp32 by MKL, which on AMD processors runs at less than half of oneDNN's speed.
     return (
-        type(a) in PLAIN
+        products >= MIN_PRODUCTS
+        and type(a) in PLAIN
         and type(b) in PLAIN
         and a.dtype == torch.float32
         and b.dtype == torch.float32
         and a.device.type == "cpu"
-        and a.numel() > 0
-        and b.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -41,7 +42,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) ->
 
     Any strides; full precision of the dtype in every path. The number of rows M may vary from call to call.
     """
-    rows = _onednn_rows(a.shape[0]) if _prefers_onednn(a, b) else 0
+    rows = _onednn_rows(a.shape[0]) if _prefers_onednn(a, b, a.numel() * b.shape[1]) else 0
     if rows == a.shape[0] and rows:
         product = _onednn(a, b)
         return product if out is None else out.copy_(product)
@@ -55,7 +56,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) ->
 
 def matmul_over_rows(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Return `a.T @ b` (N, K) of `a` (M, N) and `b` (M, K): a weight gradient, as `matmul` with M summed over."""
-    rows = _onednn_rows(a.shape[0]) if _prefers_onednn(a, b) else 0
+    rows = _onednn_rows(a.shape[0]) if _prefers_onednn(a, b, a.numel() * b.shape[1]) else 0
     if not rows:
         return torch.mm(a.t(), b) if out is None else torch.mm(a.t(), b, out=out)
     product = _onednn(a[:rows].t(), b[:rows])
@@ -85,6 +86,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """Return `x @ weight.T + bias`: (..., N) of `x` (..., K), `weight` (N, K) and `bias` (N,) or None."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() < 2:
         return F.linear(x, weight, bias)
-    if x.shape[:-1].numel() < FINE_ROWS or not _prefers_onednn(x, weight):
+    rows = x.shape[:-1].numel()
+    if rows < FINE_ROWS or not _prefers_onednn(x, weight, rows * weight.numel()):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
