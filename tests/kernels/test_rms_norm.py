@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seeklet.modeling.kernels.rms_norm.reference import rms_norm
+from tests.kernels.memory import tensors_kept
 from tests.kernels.precision import assert_as_precise_as
 
 EPS = 1e-6
@@ -64,11 +65,9 @@ def test_frozen_weight_gets_no_gradient() -> None:
 
 
 def test_keeps_only_its_input_and_one_number_a_row() -> None:
-    kept: list[torch.Tensor] = []
     x, weight = torch.randn(8, 32, requires_grad=True), torch.ones(32, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        rms_norm(x, weight, EPS)
-    assert sorted(t.numel() for t in kept) == [8, 32, 8 * 32]
+    kept = tensors_kept(lambda: rms_norm(x, weight, EPS))
+    assert sorted(tensor.numel() for tensor in kept.values()) == [8, 32, 8 * 32]
 
 
 def test_compiled_equals_plain() -> None:

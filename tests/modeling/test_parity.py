@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from seeklet.modeling.kernels.linear import reference as linear
+from seeklet.modeling.kernels.linear_cross_entropy import reference as linear_cross_entropy
+from seeklet.modeling.kernels.mla_attention import reference as mla_attention
 from tests.modeling.nano import (
     PAD,
     assert_same_gradients,
@@ -83,6 +86,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def cut_as_large_models_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nano sizes take the paths of large ones: oneDNN's row blocks, blocks of attention, chunks of the loss."""
+    monkeypatch.setattr(linear, "MIN_PRODUCTS", 1)
+    monkeypatch.setattr(mla_attention, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(linear_cross_entropy, "MIN_CHUNK_ROWS", 16)
 
 
 def make_batch(kind: str) -> dict[str, Any]:
