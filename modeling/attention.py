@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration import SeekletConfig
 from .kernels.mla_attention.reference import mla_attention
 from .kernels.mla_decode.reference import decode_is_cheaper, mla_decode
-from .linear import SeekletLinear
+from .linear import SeekletLinear, has_plain_weight
 from .norm import SeekletRMSNorm
 from .rope import SeekletApplyRope, softmax_scaling
 
@@ -32,7 +32,9 @@ def eager_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output (B, S, H, V) and the weights (B, H, S, T) of plain softmax attention, softmax in fp32."""
     scores = query @ key.mT * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
@@ -75,7 +77,11 @@ class SeekletMLAAttention(nn.Module):
 def _takes_reference(query: torch.Tensor, attention_mask: Any, dropout: float) -> bool:
     """Return whether the blocked reference is the better choice than PyTorch's fused attention: on CPU."""
     on_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and dropout == 0 and (attention_mask is None or attention_mask.dim() == 4)
+    return (
+        on_cpu
+        and dropout == 0
+        and (attention_mask is None or (attention_mask.dim() == 4 and attention_mask.shape[2] == query.shape[2]))
+    )
 
 
 class SeekletAttention(nn.Module):
@@ -173,7 +179,7 @@ class SeekletAttention(nn.Module):
         # k_nope = W_UK c, so q.k_nope = (W_UK^T q).c; v = W_UV c, so sum(p v) = W_UV sum(p c).
         # Each head's whole matrix [W_UK; W_UV] is multiplied, by zeros in the half that does not count: its halves
         # are no tensors that a batched product takes as they lie, and copying them costs several times as much.
-        matrix, value_bias = self._up_projection()
+        matrix, value_bias = self._up_projection(latent)
         batch, heads, queries, nope = q_nope.shape
         q = q_nope.transpose(0, 1).reshape(heads, batch * queries, nope)
         q_latent = torch.bmm(F.pad(q, (0, self.config.v_head_dim)), matrix)
@@ -187,15 +193,14 @@ class SeekletAttention(nn.Module):
             output = output + value_bias
         return output, weights if self.config._attn_implementation == "eager" else None
 
-    def _up_projection(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _up_projection(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return [W_UK; W_UV] (H, N + V, L), and the bias on the values (H, V) where there may be one."""
         linear, rank = self.kv_b_proj, self.config.kv_lora_rank
-        if type(linear) is SeekletLinear:
+        if has_plain_weight(linear):
             return linear.weight.view(self.num_heads, -1, rank), None
         # An adapter or a quantised layer: its bias is what it makes of zeros, its matrix what it makes of the
         # identity, which costs what expanding `rank` cached tokens costs.
-        norm = self.kv_a_layernorm.weight
-        image = linear(torch.eye(rank + 1, rank, dtype=norm.dtype, device=norm.device))
+        image = linear(torch.eye(rank + 1, rank, dtype=latent.dtype, device=latent.device))
         image = image.view(rank + 1, self.num_heads, -1).permute(1, 2, 0)
         return image[..., :-1] - image[..., -1:], image[:, self.config.qk_nope_head_dim :, -1]
 

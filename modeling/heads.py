@@ -19,7 +19,7 @@ from .balance import count_experts, sequence_balance_loss, sequence_ids
 from .cache import LatentCache
 from .configuration import SeekletConfig
 from .kernels.linear_cross_entropy.reference import linear_cross_entropy
-from .linear import SeekletLinear
+from .linear import SeekletLinear, has_plain_weight
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp import IGNORE_INDEX, mtp_labels, shift_left
 from .mtp_generation import check_mtp_request, generate_with_mtp
@@ -83,7 +83,8 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         """
         shift_labels = kwargs.pop("shift_labels", None)
         asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
-        with_balance = self.training and labels is not None and self._has_balance_loss()
+        has_labels = labels is not None or shift_labels is not None
+        with_balance = self.training and has_labels and self._has_balance_loss()
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -99,7 +100,6 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        has_labels = labels is not None or shift_labels is not None
         if return_logits is None:
             return_logits = not (self.training and has_labels)
         losses = {}
@@ -111,7 +111,10 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         if output_expert_load:
             valid = _real_tokens(inputs)
             expert_load = tuple(
-                count_experts(indices, self.config.n_routed_experts, valid) for indices in outputs.router_indices
+                count_experts(
+                    indices, self.config.n_routed_experts, None if valid is None else valid.to(indices.device)
+                )
+                for indices in outputs.router_indices
             )
         # Made in one go: a field set afterwards is no item of the output, where Trainer looks for the loss.
         return SeekletCausalLMOutput(
@@ -142,18 +145,26 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         if shift_labels is None:
             assert labels is not None
             shift_labels = shift_left(labels, 1, IGNORE_INDEX)
+        elif labels is None:
+            # What the deeper modules predict stands in the same labels, one place further to the right.
+            labels = torch.cat((torch.full_like(shift_labels[:, :1], IGNORE_INDEX), shift_labels[:, :-1]), dim=1)
         losses = {"lm_loss": self.head_loss(hidden, shift_labels, num_items_in_batch)}
         loss = losses["lm_loss"]
-        if self.training and labels is not None and self.config.num_nextn_predict_layers:
+        if self.training and self.config.num_nextn_predict_layers:
             states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
             positions = self._mtp_positions(inputs, kwargs)
             losses["mtp_loss"] = self.mtp_loss(states, labels, positions, num_items_in_batch)
-            loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"]
-        if self.training and labels is not None and self._has_balance_loss():
+            loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"].to(loss.device)
+        if self.training and self._has_balance_loss():
             assert router_logits is not None
+            if hidden.requires_grad and not any(logits.requires_grad for logits in router_logits):
+                raise ValueError(
+                    "the balance loss would have no gradient under reentrant checkpointing; pass "
+                    "gradient_checkpointing_kwargs={'use_reentrant': False} or set balance_loss_weight to 0"
+                )
             losses["balance_loss"] = self.balance_loss(router_logits, inputs, kwargs)
             share = _share_of_batch(labels, num_items_in_batch)
-            loss = loss + self.config.balance_loss_weight * share * losses["balance_loss"]
+            loss = loss + (self.config.balance_loss_weight * share * losses["balance_loss"]).to(loss.device)
         return {"loss": loss, **losses}
 
     def head_loss(
@@ -165,13 +176,15 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         `num_items_in_batch`. NaN where nothing is labelled, as in PyTorch.
         """
         targets = targets.flatten().to(hidden.device)
-        if type(self.lm_head) is SeekletLinear and type(self.lm_head.weight) is nn.Parameter:
+        if has_plain_weight(self.lm_head) and self.lm_head.weight.device == hidden.device:
             total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, IGNORE_INDEX)
         else:
-            # An adapter, a quantised or a tensor-parallel head: only its own forward knows its matrix.
+            # An adapter, a quantised, offloaded or tensor-parallel head: only its own forward knows its matrix.
             logits = self.lm_head(hidden.flatten(0, 1)).float()
+            targets = targets.to(logits.device)
             total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        return total / ((targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch)
+        items = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
 
     def mtp_loss(
         self,
@@ -187,15 +200,15 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             labels: (B, S), not shifted.
             position_ids: (B or 1, S), where sequences are packed or padded: each starts at 0, padding is 0.
         """
-        total = states[0].new_zeros((), dtype=torch.promote_types(states[0].dtype, torch.float32))
+        losses = []
         for depth, hidden in enumerate(states, start=1):
             targets = mtp_labels(labels, depth, position_ids)
             # A batch of sequences too short for this depth has nothing to predict: it counts 0, not NaN.
             items = num_items_in_batch
             if items is None:
                 items = (targets != IGNORE_INDEX).sum().clamp(min=1)
-            total = total + self.head_loss(hidden, targets, items)
-        return total / len(states)
+            losses.append(self.head_loss(hidden, targets, items))
+        return torch.stack(losses).mean()
 
     def balance_loss(
         self, router_logits: tuple[torch.Tensor, ...], inputs: dict[str, Any], kwargs: dict[str, Any] | None = None
@@ -223,7 +236,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
                 num_sequences,
                 self.config.num_experts_per_tok,
                 self.config.scoring_func,
-                valid,
+                None if valid is None else valid.to(logits.device),
             )
             for logits in router_logits
         ]
@@ -232,7 +245,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
     def _packing(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Return position ids where they may tell packed sequences apart, else None."""
         # With a padding mask transformers takes a row for one sequence, whatever its positions are.
-        if inputs["attention_mask"] is not None:
+        if inputs["attention_mask"] is not None and inputs["attention_mask"].dim() == 2:
             return None
         if inputs["position_ids"] is None and kwargs.get("cu_seqlens") is not None:
             tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
@@ -281,7 +294,10 @@ def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     """Return the part of an optimiser step's labels that this micro-batch holds, by which its mean loss counts."""
     if num_items_in_batch is None:
         return 1.0
-    return (labels[:, 1:] != IGNORE_INDEX).sum() / num_items_in_batch
+    items = (labels[:, 1:] != IGNORE_INDEX).sum()
+    return items / (
+        num_items_in_batch.to(items.device) if isinstance(num_items_in_batch, torch.Tensor) else num_items_in_batch
+    )
 
 
 class _WithoutMTP:

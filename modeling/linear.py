@@ -14,3 +14,12 @@ class SeekletLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return `input @ weight.T + bias` (..., out_features)."""
         return linear(input, self.weight, self.bias)
+
+
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Return whether `layer.weight` is the layer's whole matrix and may be read beside its forward.
+
+    Not so behind an adapter, in a quantised or tensor-parallel layer, or where a hook brings the weight to the device
+    for each call (offloading, several devices).
+    """
+    return type(layer) is SeekletLinear and type(layer.weight) is nn.Parameter and not hasattr(layer, "_hf_hook")

@@ -129,7 +129,7 @@ class SeekletModel(SeekletPreTrainedModel):
         (N + 1,), the offsets of N sequences packed in a single row.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds` are given.
+            ValueError: neither or both of `input_ids` and `inputs_embeds` are given; `cu_seqlens` does not fit.
         """
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         if position_ids is None:
@@ -181,9 +181,13 @@ class SeekletModel(SeekletPreTrainedModel):
         length, device = inputs_embeds.shape[1], inputs_embeds.device
         positions = torch.arange(length, device=device)
         if cu_seqlens is not None:
-            starts = torch.zeros_like(positions)
-            starts[cu_seqlens[1:-1].long()] = cu_seqlens[1:-1].to(device=device, dtype=torch.int64)
-            positions = positions - starts.cummax(0).values
+            offsets = cu_seqlens.to(device=device, dtype=torch.int64)
+            if inputs_embeds.shape[0] != 1 or offsets[0] != 0 or offsets[-1] != length or (offsets.diff() < 0).any():
+                raise ValueError(
+                    f"cu_seqlens is {cu_seqlens.tolist()} for inputs of shape {tuple(inputs_embeds.shape[:2])}; "
+                    f"allowed: a single row, offsets rising from 0 to its length ({length})"
+                )
+            positions = positions - offsets[torch.searchsorted(offsets, positions, right=True) - 1]
         elif past_key_values is not None:
             positions = positions + past_key_values.get_seq_length()
         return positions.unsqueeze(0)
@@ -211,4 +215,6 @@ class SeekletModel(SeekletPreTrainedModel):
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
             "position_ids": position_ids,
             "token_mask": token_mask,
+            # Passes without gradients (a reference model's, generation while training) are no training load.
+            "count_load": self.training and torch.is_grad_enabled(),
         }

@@ -10,6 +10,7 @@ from transformers.integrations.moe import use_experts_implementation
 
 from .balance import count_experts
 from .configuration import SeekletConfig
+from .fp32_buffers import Fp32Buffers
 from .kernels.grouped_experts.op import grouped_experts
 from .kernels.router.reference import route
 from .kernels.swiglu.reference import swiglu
@@ -41,7 +42,7 @@ class SeekletMLP(nn.Module):
 
 
 @use_kernel_forward_from_hub("SeekletRouter")
-class SeekletRouter(nn.Module):
+class SeekletRouter(Fp32Buffers):
     """Chooses the experts of each token; scores in fp32, the bias for the choice only.
 
     `e_score_correction_bias` (E,) stays fp32 whatever the model is cast to: bf16 has three significant digits, and a
@@ -60,7 +61,9 @@ class SeekletRouter(nn.Module):
         """Return logits (T, E) and weights (T, K), both fp32 (float64 for float64 input), and indices (T, K)."""
         c = self.config
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        logits = F.linear(hidden_states.view(-1, c.hidden_size).to(wide), self.weight.to(wide))
+        # Under autocast a product would be bf16 again, and with it ties and other choices.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = F.linear(hidden_states.reshape(-1, c.hidden_size).to(wide), self.weight.to(wide))
         weights, indices = route(
             logits,
             self.e_score_correction_bias,
@@ -72,14 +75,6 @@ class SeekletRouter(nn.Module):
             routed_scaling_factor=c.routed_scaling_factor,
         )
         return logits, weights, indices
-
-    def _apply(self, fn, recurse=True):
-        bias = self.e_score_correction_bias
-        super()._apply(fn, recurse)
-        cast = self.e_score_correction_bias
-        if cast.dtype != torch.float32:
-            self.e_score_correction_bias = bias.to(device=cast.device, dtype=torch.float32)
-        return self
 
 
 @use_kernel_forward_from_hub("SeekletExperts")
@@ -127,11 +122,13 @@ class SeekletMoE(nn.Module):
             self.shared_experts = SeekletMLP(config, config.moe_intermediate_size * config.n_shared_experts)
         self.expert_counts: torch.Tensor | None = None
 
-    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the output (B, S, H); tokens whose `token_mask` (B, S) is False are routed but not counted."""
-        tokens = hidden_states.view(-1, hidden_states.shape[-1])
+    def forward(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None, count_load: bool = False
+    ) -> torch.Tensor:
+        """Return the output (B, S, H); with `count_load`, tokens whose `token_mask` (B, S) is not False are counted."""
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         _, weights, indices = self.gate(tokens)
-        if self.training and _first_forward():
+        if count_load and _first_forward():
             counts = count_experts(indices, self.num_experts, None if token_mask is None else token_mask.flatten())
             self.expert_counts = counts if self.expert_counts is None else self.expert_counts + counts
         output = self.experts(tokens, indices, weights).view(hidden_states.shape)

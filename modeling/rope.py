@@ -9,10 +9,11 @@ from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from .configuration import SeekletConfig
+from .fp32_buffers import Fp32Buffers
 from .kernels.rope.reference import apply_rope, apply_rope_interleaved
 
 
-class SeekletRotaryEmbedding(nn.Module):
+class SeekletRotaryEmbedding(Fp32Buffers):
     """Cosine and sine of every position, through transformers' rope functions (plain, linear, YaRN, llama3, ...)."""
 
     inv_freq: torch.Tensor

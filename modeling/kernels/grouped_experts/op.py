@@ -58,6 +58,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward_of_op(ctx, grad, *_):
+    if torch.is_grad_enabled():
+        raise RuntimeError("grouped_experts has no second derivative; do not take gradients with create_graph=True")
     if grad is None:
         return None, None, None, None, None, None
     needs_weights = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
@@ -87,5 +89,8 @@ def grouped_experts(
 
     Source: DeepSeek-V3 report, equations 12 and 13. Kept for backward: `x`, the gate_up output (T*K, 2I), indices.
     """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x, gate_up_proj, down_proj = (t.to(torch.get_autocast_dtype(device)) for t in (x, gate_up_proj, down_proj))
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up_proj, down_proj))
     return _forward(x, indices, weights, gate_up_proj, down_proj, save)[0]

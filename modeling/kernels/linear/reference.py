@@ -1,6 +1,7 @@
 """Matrix products and linear layers; on CPU in fp32 through oneDNN, which PyTorch reserves for bf16."""
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # oneDNN compiles a program for every shape: 0.3 ms and up to 1 MiB each (benchmarks/LOG.md). Row counts change from
@@ -73,6 +74,7 @@ class _Linear(torch.autograd.Function):
         return output if bias is None else output.add_(bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad = grad.flatten(0, -2)

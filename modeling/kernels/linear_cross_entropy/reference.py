@@ -3,6 +3,7 @@
 # T tokens, H hidden, V vocabulary
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..linear.reference import matmul, matmul_over_rows
@@ -58,14 +59,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 part = matmul_over_rows(logits, chunk)
                 # Sums of chunks are kept in fp32, as one product over all rows would have kept them.
                 grad_weight = part.to(wide) if grad_weight is None else grad_weight.add_(part)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        scaled = [None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        # In fp32: a factor of 1/N rounded to bf16 would scale every gradient.
+        scaled = [
+            None if saved is None else saved.to(grad.dtype).mul(grad).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
         return *scaled, None, None
 
 
@@ -81,4 +86,7 @@ def linear_cross_entropy(
         logits = hidden_TH @ weight_VH.t()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets_T, ignore_index=ignore_index, reduction="sum")
+    device = hidden_TH.device.type
+    if torch.is_autocast_enabled(device):
+        hidden_TH, weight_VH = (x.to(torch.get_autocast_dtype(device)) for x in (hidden_TH, weight_VH))
     return _LinearCrossEntropy.apply(hidden_TH, weight_VH, targets_T, ignore_index)

@@ -9,6 +9,7 @@ multiplies at a third of the processor's speed; its plain one holds all scores o
 from collections.abc import Iterator
 
 import torch
+from torch.autograd.function import once_differentiable
 
 BLOCK_ROWS = 128
 # Scores held at once: 2^20 fp32 numbers, 4 MiB, stay in the last-level cache of one core's share.
@@ -61,21 +62,27 @@ class _MLAAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        query, key, value, mask, output = ctx.saved_tensors
-        wide = torch.promote_types(query.dtype, torch.float32)
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        delta = (grad.to(wide) * output).sum(-1, keepdim=True)
-        for b, head, rows, end in _blocks(query, key, mask is None):
-            weights = _weights(query, key, mask, ctx.scaling, b, head, rows, end)
-            g = grad[b, head, rows]
-            grad_value[b, head, :end] += torch.bmm(weights.to(value.dtype).mT, g)
-            grad_scores = torch.bmm(g, value[b, head, :end].mT).to(wide).sub_(delta[b, head, rows])
-            grad_scores = grad_scores.mul_(weights).mul_(ctx.scaling).to(query.dtype)
-            grad_query[b, head, rows] = torch.bmm(grad_scores, key[b, head, :end])
-            grad_key[b, head, :end] += torch.bmm(grad_scores.mT, query[b, head, rows])
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+        with torch.autocast(grad.device.type, enabled=False):
+            return _gradients(ctx, grad)
+
+
+def _gradients(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    query, key, value, mask, output = ctx.saved_tensors
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grad_query = torch.empty_like(query)
+    grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+    delta = (grad.to(wide) * output).sum(-1, keepdim=True)
+    for b, head, rows, end in _blocks(query, key, mask is None):
+        weights = _weights(query, key, mask, ctx.scaling, b, head, rows, end)
+        g = grad[b, head, rows]
+        grad_value[b, head, :end] += torch.bmm(weights.to(value.dtype).mT, g)
+        grad_scores = torch.bmm(g, value[b, head, :end].mT).to(wide).sub_(delta[b, head, rows])
+        grad_scores = grad_scores.mul_(weights).mul_(ctx.scaling).to(query.dtype)
+        grad_query[b, head, rows] = torch.bmm(grad_scores, key[b, head, :end])
+        grad_key[b, head, :end] += torch.bmm(grad_scores.mT, query[b, head, rows])
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
 def mla_attention(
@@ -91,4 +98,8 @@ def mla_attention(
         mask: None for causal (the last query stands at the last key), else bool (True: may attend) or additive,
             (1 or B, 1 or H, S, T). A query that a bool mask lets attend to nothing gets zeros, as from PyTorch.
     """
-    return _MLAAttention.apply(query, key, value, mask, scaling)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    with torch.autocast(device, enabled=False):
+        return _MLAAttention.apply(query, key, value, mask, scaling)

@@ -1,6 +1,7 @@
 """RMSNorm (Zhang & Sennrich 2019) with fp32 statistics, saving only its input and one number a row."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -12,6 +13,7 @@ class _RMSNorm(torch.autograd.Function):
         return weight * (wide * rstd).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, rstd = ctx.saved_tensors
         normed = x.to(rstd.dtype) * rstd

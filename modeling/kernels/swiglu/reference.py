@@ -1,6 +1,7 @@
 """SwiGLU (Shazeer 2020): silu(gate) * up, saving only gate and up."""
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -16,6 +17,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         gate, up = ctx.saved_tensors
         return swiglu_backward(grad, gate, up)
