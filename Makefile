@@ -46,5 +46,5 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) build dist seeklet.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist seeklet.egg-info .pytest_cache .ruff_cache .import_linter_cache .grimp_cache
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
