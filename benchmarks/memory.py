@@ -10,6 +10,7 @@ interpreter and its libraries.
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from benchmarks.bench_model import adamw, our_model, stock_model, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
+REPEATS = 3
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
 
 
@@ -31,7 +33,12 @@ def resident_mib(field: str = "VmRSS") -> float:
 def train_once(side: str, dtype: str) -> dict[str, float]:
     """Return the peaks (MiB) of a training step of `side` ("ours" or "peer"); to be called in a fresh process."""
     before = resident_mib()
-    model = (our_model if side == "ours" else stock_model)(getattr(torch, dtype)).train()
+    model = stock_model(getattr(torch, dtype))
+    if side == "ours":
+        weights, model = model.state_dict(), our_model(getattr(torch, dtype))
+        model.load_state_dict(weights)
+        del weights
+    model.train()
     optimizer = adamw(model)
     for _ in range(3):
         train_step(model, optimizer)
@@ -45,15 +52,20 @@ def train_once(side: str, dtype: str) -> dict[str, float]:
 
 
 def measure() -> dict[str, dict[str, dict[str, float]]]:
-    """Return the peaks by dtype and side, and under "ratio" ours over the peer's."""
+    """Return the median peaks by dtype and side, and under "ratio" ours over the peer's."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for dtype in ("float32", "bfloat16"):
-        sides = {}
-        for side in ("ours", "peer"):
-            command = [sys.executable, "-m", "benchmarks.memory", side, dtype]
-            environment = {**os.environ, **GIVE_BACK}
-            run = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-            sides[side] = json.loads(run.stdout.splitlines()[-1])
+        runs: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+        for _ in range(REPEATS):
+            for side in runs:
+                command = [sys.executable, "-m", "benchmarks.memory", side, dtype]
+                environment = {**os.environ, **GIVE_BACK}
+                run = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+                runs[side].append(json.loads(run.stdout.splitlines()[-1]))
+        sides = {
+            side: {figure: statistics.median(run[figure] for run in found) for figure in found[0]}
+            for side, found in runs.items()
+        }
         ratio = {figure: sides["ours"][figure] / sides["peer"][figure] for figure in sides["ours"]}
         result[dtype] = {**sides, "ratio": ratio}
     return result

@@ -23,6 +23,13 @@ class Comparison:
         return self.peer_s / self.ours_s
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """Return the wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def compare(
     name: str, target: float, ours: Callable[[], object], peer: Callable[[], object], repeats: int
 ) -> Comparison:
@@ -36,8 +43,6 @@ def compare(
     for repeat in range(repeats):
         order = ((ours, 0), (peer, 1)) if repeat % 2 else ((peer, 1), (ours, 0))
         for call, side in order:
-            start = time.perf_counter()
-            call()
-            times[side].append(time.perf_counter() - start)
+            times[side].append(seconds(call))
     (mine, other), medians = times, [statistics.median(side) for side in times]
     return Comparison(name, target, medians[0], (min(mine), max(mine)), medians[1], (min(other), max(other)))
