@@ -23,8 +23,9 @@ def draw_states(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, 1, length, 5), torch.randn(batch, 1, length, 3)
 
 
+@torch.no_grad()
 def append(caches: tuple[Any, Any], batch: int, length: int) -> None:
-    """Append the same states to both caches and compare what they return and hold."""
+    """Append the same states to both caches, as generation does, and compare what they return and hold."""
     for layer in range(LAYERS):
         states = draw_states(batch, length)
         for actual, expected in zip(*(cache.update(*states, layer) for cache in caches), strict=True):
@@ -98,6 +99,17 @@ def test_changed_and_continued_equals_dynamic_cache(change: Any, batch: int) -> 
     append(caches, batch, 1)
 
 
+def test_a_full_buffer_reordered_and_cropped_is_not_taken_for_its_copy() -> None:
+    """The reordered copy has the shape and strides of the buffer, and cropped it leaves room."""
+    caches = filled()
+    append(caches, 3, GROWTH_TOKENS)
+    assert held(caches[0])[0].is_contiguous()
+    for cache in caches:
+        reorder(cache)
+        crop(cache)
+    append(caches, 3, 1)
+
+
 def test_cropped_tokens_are_overwritten_in_place() -> None:
     """As rejected drafts are, at every step of speculative decoding."""
     caches = filled()
@@ -127,6 +139,7 @@ def test_deep_copy_is_independent() -> None:
     assert_equal(copies)
 
 
+@torch.no_grad()
 def test_growing_moves_the_states_rarely() -> None:
     cache, places = LatentCache(1), set()
     length = 20 * GROWTH_TOKENS
@@ -168,9 +181,14 @@ def test_filled_in_inference_mode_and_continued_outside() -> None:
     ours, theirs = LatentCache(LAYERS), DynamicCache()
     with torch.inference_mode():
         append((ours, theirs), 2, 3)
-    with torch.no_grad():
-        append((ours, theirs), 2, 1)
     append((ours, theirs), 2, 1)
+    with torch.inference_mode():
+        append((ours, theirs), 2, 1)
+    for cache in (ours, theirs):
+        states = torch.ones(2, 1, 1, 5), torch.ones(2, 1, 1, 3)
+        for layer in range(LAYERS):
+            cache.update(states[0], states[1], layer)
+    assert_equal((ours, theirs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
