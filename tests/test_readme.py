@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
@@ -43,7 +44,7 @@ def test_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     SeekletForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
 
-    [snippet] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    snippet, training = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(compile(snippet, "README.md", "exec"), names)
 
@@ -56,6 +57,14 @@ def test_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert held.keys() == again.state_dict().keys()
     for name, tensor in again.state_dict().items():
         torch.testing.assert_close(tensor, held[name], rtol=0, atol=0, msg=name)
+
+    names["args"] = TrainingArguments("trained", max_steps=1, use_cpu=True, report_to=[], save_strategy="no")
+    names["data"] = [{"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4]}]
+    exec(compile(training, "README.md", "exec"), names)
+    names["trainer"].train()
+    moved = [b for n, b in names["model"].named_buffers() if n.endswith("e_score_correction_bias")]
+    # A layer that was in perfect balance has nothing to move.
+    assert any(bias.abs().sum() > 0 for bias in moved)
 
 
 def test_every_make_target_the_readme_names_exists_and_helps() -> None:
