@@ -56,7 +56,7 @@ def read_header(file: str | os.PathLike) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name, reading only its header.
 
     Raises:
-        CheckpointError: the file is missing, empty, truncated, or no safetensors file; says what was found in it.
+        CheckpointError: the file is missing, unreadable, empty, truncated, or no safetensors file; says what was found.
     """
     path = os.fspath(file)
     try:
@@ -71,6 +71,8 @@ def read_header(file: str | os.PathLike) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: found no such file, expected a safetensors file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected a safetensors file, reading failed: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: found a corrupt header ({error}), expected a safetensors file") from None
     if not isinstance(header, dict):
@@ -99,17 +101,27 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _stored(name: str, path: str, entry: Any, start: int) -> StoredTensor:
     try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers_fit = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(f"{path}: {name}: found a corrupt entry {entry!r} in the header") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: {name}: found dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
-    expected = prod(shape) * DTYPES[dtype].itemsize if numbers_fit else -1
+    if not isinstance(shape, list) or not all(_is_size(number) for number in (*shape, begin, end)):
+        raise CheckpointError(
+            f"{path}: {name}: found shape {shape!r} and offsets {[begin, end]!r}, expected integers from 0 on"
+        )
+    shape = tuple(shape)
+    expected = prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
-        found = f"{end - begin} bytes at {begin}" if numbers_fit else f"shape {shape}, offsets {begin}, {end}"
-        raise CheckpointError(f"{path}: {name}: found {found}, expected {expected} bytes of {dtype} {shape}")
+        raise CheckpointError(
+            f"{path}: {name}: found {end - begin} bytes at {begin}, expected {expected} bytes of {dtype} {shape}"
+        )
     return StoredTensor(name, path, dtype, shape, start + begin, expected)
+
+
+def _is_size(number: Any) -> bool:
+    # Python calls JSON's true and false integers, too.
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
 def _check_extent(path: str, tensors: dict[str, StoredTensor], size: int, start: int) -> None:

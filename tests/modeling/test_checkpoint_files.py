@@ -119,7 +119,24 @@ def test_a_file_that_is_something_else(file: Path) -> None:
         (lambda header: header.update(a=5), r"f\.safetensors: a: found a corrupt entry 5"),
         (lambda header: header["a"].update(dtype="F9"), "a: found dtype 'F9', expected one of F64, F32"),
         (lambda header: header["a"].update(shape=[2, 4]), r"a: found 24 bytes at 0, expected 32 bytes of F32 \(2, 4\)"),
-        (lambda header: header["a"].update(shape=[2, -3]), "a: found shape"),
+        (
+            lambda header: header["a"].update(dtype=["F32"]),
+            r"f\.safetensors: a: found dtype \['F32'\], expected one of F64",
+        ),
+        (
+            lambda header: header["a"].update(shape=[2, -3]),
+            r"a: found shape \[2, -3\] and .*, expected integers",
+        ),
+        # Python's True is 1, and true · 2 · 3 has the 24 bytes that the offsets say.
+        (lambda header: header["a"].update(shape=[True, 2, 3]), r"f\.safetensors: a: found shape \[True, 2, 3\]"),
+        (lambda header: header["a"].update(shape=[2.0, 3]), r"f\.safetensors: a: found shape \[2\.0, 3\]"),
+        (lambda header: header["a"].update(shape="23"), r"f\.safetensors: a: found shape '23'"),
+        (lambda header: header["a"].update(shape=6), r"f\.safetensors: a: found shape 6 "),
+        (lambda header: header["a"].update(data_offsets=["0", "8"]), r"safetensors: a: .* offsets \['0', '8'\]"),
+        (lambda header: header["a"].update(data_offsets=[0, None]), r"safetensors: a: .* offsets \[0, None\]"),
+        (lambda header: header["a"].update(data_offsets=[[0], [8]]), r"safetensors: a: .* offsets \[\[0\], \[8\]\]"),
+        (lambda header: header["a"].update(data_offsets=[False, 24]), r"safetensors: a: .* offsets \[False, 24\]"),
+        (lambda header: header["a"].update(data_offsets=[0]), r"f\.safetensors: a: found a corrupt entry"),
         (lambda header: header["b"].update(data_offsets=[8, 24]), r"b: found data at \d+, expected it at \d+"),
         (lambda header: json.dumps(header).replace('"b"', '"a"'), "'a' twice"),
         (lambda header: header.pop("b"), r"found \d+ bytes, expected \d+: 16 after the last tensor"),
@@ -129,6 +146,12 @@ def test_a_corrupt_header(file: Path, change, message: str) -> None:
     rewrite(file, lambda header: text if isinstance(text := change(header), str) else None)
     with pytest.raises(CheckpointError, match=message):
         read_header(file)
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"f\.safetensors: .* reading failed: Is a directory"):
+        read_header(tmp_path / "f.safetensors")
 
 
 def test_a_file_that_shrinks_while_it_is_read(file: Path) -> None:
