@@ -4,14 +4,17 @@ import errno
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from seeklet.modeling import atomic_directory, checkpoint_save
 from seeklet.modeling.atomic_directory import replaced_directory
@@ -19,6 +22,9 @@ from tests.modeling.nano import build_ours
 from tests.modeling.tensors import assert_same, load
 
 NUM_KILLS = 25
+# As many as it takes to find either model; each leaves the one or the other with no small probability.
+MIN_MODEL_KILLS, MAX_MODEL_KILLS = 8, 60
+SAVE_TIMEOUT_S = 60
 FILES = ["model-1.safetensors", "model-2.safetensors", "config.json"]
 
 
@@ -87,27 +93,50 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path: Path, means: str) -> 
 
 def test_a_model_killed_while_it_is_saved(tmp_path: Path) -> None:
     """The same with save_pretrained itself: two models take turns, and one of them must be there, whole."""
+    # The pool of a second thread would not survive the fork.
+    torch.set_num_threads(1)
     target = tmp_path / "checkpoint"
     models = [build_ours(seed=seed, num_nextn_predict_layers=seed) for seed in (0, 1)]
+    start = time.perf_counter()
     models[1].save_pretrained(target)
+    save_s = time.perf_counter() - start
     found = set()
-    for _ in range(8):
-        child = os.fork()
-        if child == 0:
-            try:
-                for turn in range(10**9):
-                    models[turn % 2].save_pretrained(target, max_shard_size="50KB" if turn % 2 else "5GB")
-            finally:
-                os._exit(1)
-        time.sleep(random.uniform(0.02, 0.15))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    for kill in range(MAX_MODEL_KILLS):
+        # At a random moment of the first, second or third save of this process.
+        kill_while_saving(models, target, num_saved=kill % 3, delay_s=random.uniform(0, save_s))
         loaded = load(target)
         depth = loaded.config.num_nextn_predict_layers
         assert_same(loaded.state_dict(), models[depth].state_dict())
         found.add(depth)
+        if kill + 1 >= MIN_MODEL_KILLS and len(found) > 1:
+            break
+    assert found == {0, 1}, "the kill left the same model each time"
     models[0].save_pretrained(target)
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def kill_while_saving(models: list[Any], target: Path, num_saved: int, delay_s: float) -> None:
+    """Save the models in turn in a process of its own; kill it `delay_s` after it has ended `num_saved` saves."""
+    saved, report = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            for turn in range(10**9):
+                models[turn % 2].save_pretrained(target, max_shard_size="50KB" if turn % 2 else "5GB")
+                os.write(report, b".")
+        finally:
+            os._exit(1)
+    os.close(report)
+    try:
+        for _ in range(num_saved):
+            assert select.select([saved], [], [], SAVE_TIMEOUT_S)[0], "the process does not save"
+            assert os.read(saved, 1) == b".", "saving failed"
+        time.sleep(delay_s)
+    finally:
+        os.close(saved)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
