@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -120,8 +121,17 @@ def test_no_file_without_a_subject() -> None:
     assert [show(path) for path in list_repository_files() if path.name in NAMELESS] == []
 
 
-def test_recipes_hold_no_python() -> None:
-    assert [show(path) for path in (ROOT / "recipes").rglob("*.py")] == []
+def list_code_below(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """Return those of the files that lie anywhere below `folder` and hold Python."""
+    return [path for path in files if folder in path.parents and path.suffix in {".py", ".pyi", ".ipynb"}]
+
+
+def test_recipes_hold_no_python(tmp_path: Path) -> None:
+    assert list_code_below(ROOT / "recipes", list_repository_files()) == []
+    # The list above is empty while there are no recipes, too; what it is to find, it finds.
+    code = tmp_path / "recipes" / "deep" / "build.py"
+    tree = [code, tmp_path / "recipes" / "sft_nano_sums_cpu.yaml", tmp_path / "modeling" / "model.py"]
+    assert list_code_below(tmp_path / "recipes", tree) == [code]
 
 
 @pytest.mark.parametrize("what", PRIVATE)
