@@ -1,5 +1,9 @@
-"""`load_state_dict` with the published names: alone, shard by shard, and as Trainer calls it when it resumes."""
+"""`load_state_dict` with the published names: alone, shard by shard, and as Trainer does, killed and resumed."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import load_sharded_checkpoint
 
 from seeklet.modeling import SeekletForCausalLM
+from tests.modeling import train_in_process
 from tests.modeling.nano import build_ours, draw_tokens
 from tests.modeling.tensors import assert_same, load, read
+from tests.modeling.train_in_process import INTERRUPT_STEP, NUM_STEPS, READY, SAVE_STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 GATE = "model.layers.2.mlp.experts.5.gate_proj.weight"
 DOWN = "model.layers.3.mlp.experts.0.down_proj.weight"
@@ -115,10 +123,11 @@ class UpdateBias(TrainerCallback):
         model.update_router_bias()
 
 
-def train(folder: Path, steps: int, resume: bool, **arguments: Any) -> tuple[Any, list[float]]:
+def train(folder: Path, **arguments: Any) -> Any:
+    """Return the Trainer after 4 steps."""
     settings = TrainingArguments(
         output_dir=str(folder),
-        max_steps=steps,
+        max_steps=4,
         save_steps=2,
         logging_steps=1,
         per_device_train_batch_size=4,
@@ -130,26 +139,74 @@ def train(folder: Path, steps: int, resume: bool, **arguments: Any) -> tuple[Any
         seed=3,
         **arguments,
     )
-    model = build(7 if resume else 0)
-    trainer = Trainer(model, settings, train_dataset=Rows(), eval_dataset=Rows(), callbacks=[UpdateBias()])
-    trainer.train(resume_from_checkpoint=resume or None)
-    return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    trainer = Trainer(build(0), settings, train_dataset=Rows(), eval_dataset=Rows(), callbacks=[UpdateBias()])
+    trainer.train()
+    return trainer
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole, losses = train(tmp_path / "whole", 4, resume=False)
-    train(tmp_path / "halves", 2, resume=False)
-    resumed, resumed_losses = train(tmp_path / "halves", 4, resume=True)
-    assert resumed_losses == losses
-    assert_same(resumed.model.state_dict(), whole.model.state_dict())
-    # What the checkpoint holds is the published format, and what it was at that step.
-    saved = load(tmp_path / "halves" / "checkpoint-4")
-    assert_same(saved.state_dict(), whole.model.state_dict())
-    assert "model.layers.3.mlp.experts.7.up_proj.weight" in read(tmp_path / "halves" / "checkpoint-4")
+def start_training(folder: Path, mode: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", train_in_process.__name__, str(folder), mode]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
+
+
+def losses_of(folder: Path, mode: str) -> list[str]:
+    return (folder / f"losses-{mode}.txt").read_text().split()
+
+
+def flatten(state: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts and lists by their path."""
+    if not isinstance(state, dict | list):
+        return {name: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    return {path: leaf for key, value in items for path, leaf in flatten(value, f"{name}/{key}").items()}
+
+
+def optimizer_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and everything else in optimizer.pt and scheduler.pt."""
+    files = {name: torch.load(folder / name, weights_only=True) for name in ("optimizer.pt", "scheduler.pt")}
+    leaves = flatten(files)
+    tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
+    return tensors, {name: leaf for name, leaf in leaves.items() if name not in tensors}
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_and_resumed_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    with start_training(whole, "whole") as uninterrupted, start_training(halves, "interrupted") as killed:
+        assert killed.stdout is not None
+        assert f"{READY}\n" in killed.stdout, "the training ended before it was killed"
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
+        uninterrupted.communicate()
+        assert uninterrupted.returncode == 0
+    assert sorted(folder.name for folder in halves.glob("checkpoint-*")) == [f"checkpoint-{SAVE_STEPS}"]
+    with start_training(halves, "resumed") as resumed:
+        resumed.communicate()
+        assert resumed.returncode == 0
+
+    losses = losses_of(whole, "whole")
+    assert len(set(losses)) == NUM_STEPS
+    assert losses_of(halves, "interrupted") == losses[:INTERRUPT_STEP]
+    assert losses_of(halves, "resumed") == losses[SAVE_STEPS:]
+
+    first, last = f"checkpoint-{SAVE_STEPS}", f"checkpoint-{NUM_STEPS}"
+    start, end = read(halves / first), read(halves / last)
+    assert_same(end, read(whole / last))
+    # All of them had to be restored: the steps since moved an expert, the MTP module and the router bias.
+    for name in (DOWN, "model.layers.3.eh_proj.weight", "model.layers.1.mlp.gate.e_score_correction_bias"):
+        assert not torch.equal(start[name], end[name]), name
+
+    tensors, others = optimizer_state(halves / last)
+    expected_tensors, expected_others = optimizer_state(whole / last)
+    assert any(name.endswith("/exp_avg_sq") for name in tensors)
+    assert_same(tensors, expected_tensors)
+    assert others == expected_others
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
-    trainer, _ = train(tmp_path, 4, resume=False, **best)
+    trainer = train(tmp_path, **best)
     folder = Path(trainer.state.best_model_checkpoint)
     assert_same(trainer.model.state_dict(), load(folder).state_dict())
