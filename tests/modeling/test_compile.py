@@ -63,6 +63,7 @@ def test_decode_step_by_inductor() -> None:
     assert torch.equal(decode_greedily(model, prompt, compiled), decode_greedily(model, prompt, model))
 
 
+@pytest.mark.slow
 def test_training_step_compiled_equals_eager() -> None:
     """Loss, every gradient, and the counts of the load-balance update."""
     model, compiled = (build_ours(num_hidden_layers=2, num_nextn_predict_layers=1) for _ in range(2))
