@@ -64,9 +64,23 @@ class Findings:
     stages: list[StageTime]
 
     def failed_checks(self) -> list[str]:
-        """Return what must hold on every run and did not; empty when all is well."""
+        """Return what must hold and did not, a line each; empty when all is well."""
+        before, after = self.before, self.after
         checks = {
             "MTP drafts changed the generated tokens": self.drafts.identical_tokens,
             "stock transformers computes other logits from the saved checkpoint": self.reload.passed,
+            f"training did not clearly raise accuracy: {before.correct} of {before.total} test problems before, "
+            f"{after.correct} of {after.total} after": not self._trained_in_full or self._accuracy_rose,
         }
         return [failure for failure, held in checks.items() if not held]
+
+    @property
+    def _trained_in_full(self) -> bool:
+        """Whether training reached its target or had its default number of steps; a quick look need not learn."""
+        reached = any(record.accuracy.value >= self.training.stop_accuracy for record in self.history.validations)
+        return reached or len(self.history.steps) >= DemoSettings.steps
+
+    @property
+    def _accuracy_rose(self) -> bool:
+        """Whether the 95 % intervals are apart, the one after training above."""
+        return self.after.interval[0] > self.before.interval[1]
