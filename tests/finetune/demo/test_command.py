@@ -2,14 +2,19 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
 import pytest
+
+import seeklet
+from seeklet.finetune.demo.task import ChainSums, parse_answer
 
 COMMAND = [sys.executable, "-m", "seeklet.finetune.demo"]
 MINIATURE = {
@@ -65,15 +70,22 @@ def test_report_has_every_figure(miniature) -> None:
     assert drafts["identical_tokens"]
     assert drafts["tokens_per_step"] == pytest.approx(drafts["new_tokens"] / drafts["main_model_steps"])
     assert 1 <= drafts["tokens_per_step"] <= 2
-    assert drafts["plain_s"] > 0
-    assert drafts["drafts_s"] > 0
     assert report["failed_checks"] == []
     assert report["training"]["steps_done"] == 3
-    assert report["settings"]["seed"] == 0
-    assert report["machine"]["cores"] >= 1
-    assert set(report["versions"]) == {"seeklet", "torch", "transformers", "python"}
-    assert sum(stage["wall_s"] for stage in report["stages"]) > 0
-    assert report["examples"][0]["before"] != report["examples"][0]["answer"]
+    given = {name.removeprefix("--").replace("-", "_"): value for name, value in MINIATURE.items() if name != "--out"}
+    assert {name: str(value) for name, value in report["settings"].items()} == given | {"seed": "0"}
+    installed = {name: metadata.version(name) for name in ("torch", "transformers")}
+    assert report["versions"] == installed | {"seeklet": seeklet.__version__, "python": platform.python_version()}
+    assert len(report["stages"]) == 7
+    assert all(stage["wall_s"] > 0 for stage in report["stages"])
+    task = ChainSums(seed=0, num_test=4, num_validation=2)
+    answers = {problem.prompt: problem.entry["answer"] for problem in task.test}
+    assert report["examples"]
+    for example in report["examples"]:
+        assert example["answer"] == answers[example["prompt"]]
+        assert example["solved_after"] == (parse_answer(example["after"]) == example["answer"])
+        # Three steps change what an untrained model writes.
+        assert example["before"] != example["after"]
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 3]
     assert len(records[0]["expert_load"]) == 5
