@@ -12,8 +12,12 @@ class GrowingLayer(DynamicLayer):
 
     `DynamicLayer` concatenates, which copies the whole cache at every decoded token. Here a token is written behind
     the last one; only when the buffer is full is it replaced by a larger one. While gradients are recorded it
-    concatenates all the same, since writing into a tensor that was saved for backward is an error.
+    concatenates all the same, since writing into a tensor that was saved for backward is an error; and while it is
+    traced (`torch.compile`, `torch.export`), since tensors have no address then.
     """
+
+    # Not in `vars()`: exporters take everything there for part of the cache, and the buffers' ends are uninitialised.
+    __slots__ = ("_buffers",)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Forget any buffer and start empty, on the device and in the dtype of `key_states`."""
@@ -22,7 +26,7 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Return keys and values (B, heads, T, size) with the new tokens (B, heads, S, size) behind the old."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -207,3 +207,19 @@ def test_mtp_modules_leave_no_empty_layer_in_the_cache() -> None:
     with torch.no_grad():
         cache = model(draw_tokens(1, 4), use_cache=True).past_key_values
     assert [layer.get_seq_length() for layer in cache.layers] == [4, 4, 4]
+
+
+@torch.no_grad()
+def test_traced_updates_concatenate_and_eager_ones_go_on() -> None:
+    caches = filled()
+    traced = torch.compile(lambda cache, *states: cache.update(*states, 0), fullgraph=True, backend="eager")
+    states = draw_states(3, 2)
+    for mine, other in zip(traced(caches[0], *states), caches[1].update(*states, 0), strict=True):
+        assert torch.equal(mine, other)
+    append(caches, 3, 1)
+
+
+def test_buffers_are_no_part_of_what_exporters_see() -> None:
+    layer = filled()[0].layers[0]
+    seen = [value for value in vars(layer).values() if isinstance(value, torch.Tensor | tuple | list)]
+    assert [id(tensor) for tensor in seen] == [id(layer.keys), id(layer.values)]
