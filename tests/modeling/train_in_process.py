@@ -41,7 +41,7 @@ def main(folder: Path, mode: str) -> None:
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             with losses.open("a") as file:
-                file.write(f"{loss.item().hex()}\n")
+                file.write(f"{loss.item()!r}\n")
             return loss
 
     settings = TrainingArguments(
