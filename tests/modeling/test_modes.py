@@ -1,6 +1,7 @@
 """The ways a model is run in practice: autocast, offloading, checkpointing of both kinds, odd masks and labels."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_generation_under_autocast_and_with_drafts(model, tokens):
 
 
 def test_offloaded_weights_count_in_decode_and_loss(model, tokens):
-    offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+    offloaded: Any = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
     torch.testing.assert_close(offloaded(tokens, labels=tokens).loss, model(tokens, labels=tokens).loss)
     # The cached steps are absorbed, so the up-projection is read besides its layer's forward.
     plain = model.generate(tokens, max_new_tokens=20, do_sample=False)
