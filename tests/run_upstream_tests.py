@@ -25,11 +25,15 @@ from unittest import mock
 
 import pytest
 
-# Test, a pattern as for file names -> why seeklet does not pass it. It is run all the same, and if it passes, or if
-# there is no such test, that is an error: the line has to go.
+# "test" or "class::test", a pattern as for file names -> why seeklet does not pass it. It is run all the same, and if
+# it passes, or if there is no such test, that is an error: the line has to go.
 NOT_PASSED: dict[str, str] = {
     "test_model_weights_reload_no_missing_tied_weights": (
         "loads a file without any of the model's tensors and reads the report; seeklet refuses such a checkpoint"
+    ),
+    # Skipped on machines with fewer than 4 CPU cores.
+    "SeekletMTPModelTest::test_fsdp2_expert_parallel_bf16_grads": (
+        "wants every parameter's gradient of a model in evaluation mode; MTP modules take part in training mode only"
     ),
 }
 
@@ -75,7 +79,7 @@ class NotPassed:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for pattern, reason in self.table.items():
-            matching = [item for item in items if fnmatchcase(item.name, pattern)]
+            matching = [item for item in items if fnmatchcase(item.nodeid, f"*::{pattern}")]
             if not matching:
                 self.unused.append(pattern)
             for item in matching:

@@ -13,8 +13,12 @@ import pytest
 from tests.run_upstream_tests import NEEDED_FILES, NEEDED_PACKAGES, NOT_PASSED, find_obstacle, find_version
 
 SCRIPT = Path(__file__).with_name("run_upstream_tests.py")
-# What a run in a fresh process has to do: one test passes, one fails as NOT_PASSED says.
-TESTS = "def test_good(): pass\ndef test_bad_1(): assert False\ndef test_bad_2(): assert False\n"
+TESTS = """
+def test_good(): pass
+def test_bad_1(): assert False
+class TestIt:
+    def test_bad_2(self): assert False
+"""
 LAUNCH = """
 import sys, pytest
 from tests.run_upstream_tests import NotPassed
@@ -43,7 +47,7 @@ def test_table_names_each_test_once_with_a_reason() -> None:
     assert isinstance(table, ast.Dict)
     written = Counter(ast.literal_eval(key) for key in table.keys if key is not None)
     assert {name: count for name, count in written.items() if count > 1} == {}
-    assert [name for name in written if not re.fullmatch(r"test_[a-z0-9_]+\*?", name)] == []
+    assert [name for name in written if not re.fullmatch(r"(\w+::)?test_[a-z0-9_]+\*?", name)] == []
     assert [name for name, reason in NOT_PASSED.items() if not reason.strip() or "\n" in reason] == []
 
 
@@ -80,11 +84,12 @@ def test_release_of_the_checkout(checkout: Path, tmp_path: Path) -> None:
     ("table", "code", "summary"),
     [
         ({"test_bad_*": "known"}, 0, "1 passed, 2 xfailed"),
+        ({"test_bad_1": "known", "TestIt::test_bad_2": "known"}, 0, "1 passed, 2 xfailed"),
         ({"test_bad_1": "known"}, 1, "1 failed, 1 passed, 1 xfailed"),
         ({"test_bad_*": "known", "test_good": "known"}, 1, "1 failed, 2 xfailed"),
         ({"test_bad_*": "known", "test_gone": "known"}, 1, "NOT_PASSED names test_gone, but there is no such test"),
     ],
-    ids=["known failures", "unknown failure", "known failure passes", "no such test"],
+    ids=["known failures", "known by class", "unknown failure", "known failure passes", "no such test"],
 )
 def test_table_is_held_to(tmp_path: Path, table: dict[str, str], code: int, summary: str) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
