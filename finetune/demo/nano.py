@@ -33,11 +33,11 @@ def nano_config() -> SeekletConfig:
         n_group=2,
         topk_group=1,
         num_nextn_predict_layers=1,
-        # V3's weight for most of its training. With 0.1 the main model itself learned more slowly: 89 % against 95 %.
+        # V3's weight for most of its training. With it 98 % of the module's tokens were right after 700 steps.
         mtp_loss_weight=0.3,
         max_position_embeddings=MAX_POSITIONS,
         # V3's 0.006 is for 7168 wide. Four layers, 96 wide, without MTP, reached 98 % validation accuracy in 1,000
-        # steps with 0.06, and 85 % with 0.02.
+        # steps with 0.06, and 85 % with 0.02 (one seed each).
         initializer_range=0.06,
         pad_token_id=VOCABULARY.index(PAD),
         bos_token_id=VOCABULARY.index(BOS),
