@@ -1,0 +1,1 @@
+"""A company's own data: read, checked with line numbers, scanned, split, tokenised and packed."""

@@ -1,0 +1,15 @@
+"""Errors of fine-tuning, each a `SeekletError` and the built-in a caller would expect."""
+
+from seeklet.modeling import SeekletError
+
+
+class RecipeError(SeekletError, ValueError):
+    """A recipe cannot be carried out as written; names the file, the key, the value and what is allowed."""
+
+
+class DataError(SeekletError, ValueError):
+    """Training or evaluation data cannot be used; names the file, the line and what is allowed."""
+
+
+class TrainingError(SeekletError, RuntimeError):
+    """Training had to stop; says why, at which step, and which checkpoint is the last good one."""
