@@ -1,11 +1,10 @@
 """AdapterSettings: the `adapter:` section of a recipe, which says what LoRA adapts and how."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from .errors import RecipeError
-
-Init = Literal["default", "gaussian"]
+from .limits import ABOVE_ZERO, NOT_EMPTY, POSITIVE, Range
 
 # What each plain name reaches; `lora.targets` finds the modules. Anything else is taken for a name of PEFT's own.
 PLAIN_TARGETS = {
@@ -18,45 +17,32 @@ PLAIN_TARGETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """LoRA: y = W x + s B A x, with A (rank, in), B (out, rank) and s = alpha / rank; only A and B are trained.
+    """LoRA: y = W x + s B A x, with A (rank, in), B (out, rank) and s = alpha / rank; only A and B are trained."""
 
-    Attributes:
-        targets: what is adapted: plain names (`PLAIN_TARGETS`) in any combination and, beside or instead of them,
-            module names as PEFT matches them: a whole name, or its end ("q_proj", "mlp.down_proj").
-        rank: of A and B; for routed experts, of each expert.
-        alpha: the scale before it is divided by the rank.
-        dropout: of the input of A, while training.
-        rslora: divide alpha by the root of the rank instead, so that one learning rate fits all ranks.
-        init: of A: PEFT's default (Kaiming uniform) or "gaussian" (normal, 1 / rank); B starts as zeros.
-        modules_to_save: modules trained whole and saved beside the adapter, such as "embed_tokens".
-    """
-
-    targets: tuple[str, ...]
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    targets: tuple[Annotated[str, NOT_EMPTY], ...]
+    """Plain names (attention, dense_mlp, shared_experts, routed_experts, router, mtp) in any combination, or module
+    names as PEFT matches them: whole, or the end of one (q_proj, mlp.down_proj)."""
+    rank: Annotated[int, POSITIVE] = 16
+    """Of A and B; for routed experts, of each expert."""
+    alpha: Annotated[float, ABOVE_ZERO] = 32.0
+    """The scale before it is divided by the rank."""
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of the input of A that is dropped while training."""
     rslora: bool = False
-    init: Init = "default"
-    modules_to_save: tuple[str, ...] = ()
+    """Whether alpha is divided by the root of the rank instead, so that one learning rate fits all ranks."""
+    init: Literal["default", "gaussian"] = "default"
+    """How A begins: PEFT's default (Kaiming uniform) or normal with a deviation of 1 / rank; B begins as zeros."""
+    modules_to_save: tuple[Annotated[str, NOT_EMPTY], ...] = ()
+    """Modules trained whole and saved beside the adapter, such as embed_tokens."""
 
     def __post_init__(self):
-        """Check every value.
+        """Check the targets.
 
         Raises:
-            RecipeError: one is not allowed; names the field.
+            RecipeError: there are none, or one stands there twice.
         """
-        _check("rank", self.rank, isinstance(self.rank, int) and self.rank >= 1, "an integer from 1")
-        _check("alpha", self.alpha, self.alpha > 0, "a number above 0")
-        _check("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1")
-        _check("init", self.init, self.init in get_args(Init), " or ".join(get_args(Init)))
-        named = not isinstance(self.targets, str) and len(self.targets) > 0 and all(self.targets)
-        _check("targets", self.targets, named, f"a list of names: {', '.join(PLAIN_TARGETS)}, or module names")
-        twice = sorted({name for name in self.targets if self.targets.count(name) > 1})
-        _check("targets", twice, not twice, "each name once")
-
-
-def _check(field: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise RecipeError(f"adapter.{field} is {value!r}; allowed: {allowed}")
+        allowed = f"each of {', '.join(PLAIN_TARGETS)}, or module names, once"
+        if isinstance(self.targets, str) or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise RecipeError(f"adapter.targets is {self.targets!r}; allowed: a list of at least one name, {allowed}")
