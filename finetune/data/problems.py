@@ -1,0 +1,57 @@
+"""What is wrong with data: one problem by place and kind, and a list of many that stays short."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from .rows import Source
+
+Severity = Literal["error", "warning"]
+
+
+class Problem(NamedTuple):
+    """One thing wrong in one place.
+
+    `field` names the part of the row as the file spells it (`messages[2].role`; empty for a whole line or file) and
+    `message` goes on from there: the value, and what is allowed. `kind` is a short stable name, such as "bad-json".
+    An error makes the row unusable; a warning leaves it in. `raw` is the row as read, for a side file of bad rows:
+    given with the first error of a row, else empty.
+    """
+
+    source: Source
+    field: str
+    message: str
+    severity: Severity
+    kind: str
+    raw: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.field} {self.message}" if self.field else f"{self.source}: {self.message}"
+
+
+class ProblemList:
+    """Keeps the first `per_kind` problems of each kind and counts all of them."""
+
+    def __init__(self, per_kind: int = 20):
+        self.per_kind = per_kind
+        # Kinds in the order they first came up.
+        self.counts: Counter[tuple[Severity, str]] = Counter()
+        self._kept: dict[tuple[Severity, str], list[Problem]] = {}
+
+    def add(self, problem: Problem) -> None:
+        """Count `problem`, and keep it if its kind is not full yet."""
+        key = (problem.severity, problem.kind)
+        self.counts[key] += 1
+        kept = self._kept.setdefault(key, [])
+        if len(kept) < self.per_kind:
+            # The raw row may be megabytes, and only a side file wants it.
+            kept.append(problem._replace(raw=""))
+
+    def count(self, severity: Severity) -> int:
+        """Number of problems of this severity, kept or not."""
+        return sum(number for (of, _), number in self.counts.items() if of == severity)
+
+    def kinds(self) -> Iterator[tuple[Severity, str, int, list[Problem]]]:
+        """Severity, kind, count and kept problems of each kind: errors first, then as they came up."""
+        for key in sorted(self._kept, key=lambda key: key[0]):
+            yield *key, self.counts[key], self._kept[key]

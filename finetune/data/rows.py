@@ -1,0 +1,38 @@
+"""What a row of training data is once read: a conversation, and where it stands."""
+
+from typing import Any, NamedTuple
+
+# In the order messages name them; "tool" answers the tool_calls of the assistant turn before it.
+ROLES = ("system", "user", "assistant", "tool")
+# What a chat template may read of a message; converters keep nothing else.
+MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+
+Message = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """Where a row stands: the file (or Hub id) as the user named it, and the line.
+
+    `line` counts from 1: lines of the file for JSONL, JSON and CSV (the first line of a row that spans several), rows
+    for Parquet and Hub data sets. It is 0 for the file as a whole.
+    """
+
+    file: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        file = self.file if self.file.isprintable() else ascii(self.file)[1:-1]
+        return f"{file}:{self.line}" if self.line else file
+
+
+class Row(NamedTuple):
+    """One valid conversation.
+
+    `messages` hold `MESSAGE_KEYS` only: "role" (one of `ROLES`) and "content" (a string, empty only beside tool_calls)
+    always; "reasoning_content", "tool_calls", "tool_call_id" and "name" where the row has them. `tools` are the JSON
+    schemas a chat template lists, or None.
+    """
+
+    messages: list[Message]
+    tools: list[Any] | None
+    source: Source
