@@ -101,6 +101,11 @@ class SeekletAttention(nn.Module):
         self.is_causal = True
         self.attention_dropout = config.attention_dropout
         self.scaling = softmax_scaling(config)
+        # Read at every call; reading them off the config takes 2 us each.
+        self.kv_lora_rank = config.kv_lora_rank
+        self.qk_nope_head_dim, self.qk_rope_head_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.v_head_dim = config.v_head_dim
+        self.has_query_latent = config.q_lora_rank is not None
 
         hidden, rank, bias = config.hidden_size, config.q_lora_rank, config.attention_bias
         queries = self.num_heads * config.qk_head_dim
@@ -134,7 +139,7 @@ class SeekletAttention(nn.Module):
         """
         q_nope, q_rope = self._queries(hidden_states)
         latent, k_rope = self.kv_a_proj_with_mqa(hidden_states).split(
-            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1
+            [self.kv_lora_rank, self.qk_rope_head_dim], dim=-1
         )
         # One head of latents, so that every cache class of transformers takes them: (B, 1, S, L) and (B, 1, S, R).
         latent, k_rope = self.kv_a_layernorm(latent).unsqueeze(1), k_rope.unsqueeze(1)
@@ -149,12 +154,12 @@ class SeekletAttention(nn.Module):
         return self.o_proj(output.flatten(-2)), weights
 
     def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.config.q_lora_rank is None:
-            queries = self.q_proj(hidden_states)
-        else:
+        if self.has_query_latent:
             queries = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+        else:
+            queries = self.q_proj(hidden_states)
         queries = queries.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return queries.split([self.config.qk_nope_head_dim, self.config.qk_rope_head_dim], dim=-1)
+        return queries.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
 
     def _absorb(self, q_nope: torch.Tensor, latent: torch.Tensor, attention_mask: Any) -> bool:
         # The absorbed form reads no BlockMask and applies no dropout to the weights.
@@ -162,9 +167,13 @@ class SeekletAttention(nn.Module):
             return False
         if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
             return False
-        c = self.config
         return decode_is_cheaper(
-            q_nope.shape[2], latent.shape[2], c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
+            q_nope.shape[2],
+            latent.shape[2],
+            self.kv_lora_rank,
+            self.qk_nope_head_dim,
+            self.qk_rope_head_dim,
+            self.v_head_dim,
         )
 
     def _absorbed(
@@ -182,7 +191,7 @@ class SeekletAttention(nn.Module):
         matrix, value_bias = self._up_projection(latent)
         batch, heads, queries, nope = q_nope.shape
         q = q_nope.transpose(0, 1).reshape(heads, batch * queries, nope)
-        q_latent = torch.bmm(F.pad(q, (0, self.config.v_head_dim)), matrix)
+        q_latent = torch.bmm(F.pad(q, (0, self.v_head_dim)), matrix)
         q_latent = q_latent.view(heads, batch, queries, -1).transpose(0, 1)
         mask = dense_mask(attention_mask, queries, latent.shape[2], latent.device)
         output, weights = self.decode(q_latent, q_rope, latent[:, 0], k_rope[:, 0], mask, self.scaling)
@@ -195,14 +204,14 @@ class SeekletAttention(nn.Module):
 
     def _up_projection(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return [W_UK; W_UV] (H, N + V, L), and the bias on the values (H, V) where there may be one."""
-        linear, rank = self.kv_b_proj, self.config.kv_lora_rank
+        linear, rank = self.kv_b_proj, self.kv_lora_rank
         if has_plain_weight(linear):
             return linear.weight.view(self.num_heads, -1, rank), None
         # An adapter or a quantised layer: its bias is what it makes of zeros, its matrix what it makes of the
         # identity, which costs what expanding `rank` cached tokens costs.
         image = linear(torch.eye(rank + 1, rank, dtype=latent.dtype, device=latent.device))
         image = image.view(rank + 1, self.num_heads, -1).permute(1, 2, 0)
-        return image[..., :-1] - image[..., -1:], image[:, self.config.qk_nope_head_dim :, -1]
+        return image[..., :-1] - image[..., -1:], image[:, self.qk_nope_head_dim :, -1]
 
     def _expanded(
         self,
@@ -214,7 +223,7 @@ class SeekletAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         expanded = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k_nope, value = expanded.split([self.config.qk_nope_head_dim, self.config.v_head_dim], dim=-1)
+        k_nope, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         query = torch.cat((q_nope, q_rope), dim=-1)
         key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
         dropout = self.attention_dropout if self.training else 0.0

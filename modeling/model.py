@@ -2,6 +2,7 @@
 
 # B batch, S positions, H hidden
 
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -139,7 +140,7 @@ class SeekletModel(SeekletPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = LatentCache(self.config.num_hidden_layers)
         hidden_states = inputs_embeds
-        for layer in self.layers[: self.config.num_hidden_layers]:
+        for layer in islice(self.layers, self.config.num_hidden_layers):
             hidden_states = layer(hidden_states, past_key_values=past_key_values, **shared, **kwargs)
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
@@ -163,7 +164,7 @@ class SeekletModel(SeekletPreTrainedModel):
             position_ids = self._positions(inputs_embeds, None, kwargs.pop("cu_seqlens", None))
         shared = self._shared_inputs(inputs_embeds, attention_mask, position_ids, None)
         states = []
-        for depth, layer in enumerate(self.layers[self.config.num_hidden_layers :], start=1):
+        for depth, layer in enumerate(islice(self.layers, self.config.num_hidden_layers, None), start=1):
             last_hidden_state = layer(last_hidden_state, shift_left(inputs_embeds, depth), **shared, **kwargs)
             states.append(last_hidden_state)
         return states

@@ -2,6 +2,8 @@
 
 # T tokens, H hidden, E experts, K experts chosen per token, I expert width
 
+from typing import Any
+
 import torch
 from kernels import use_kernel_forward_from_hub
 from torch import nn
@@ -53,27 +55,25 @@ class SeekletRouter(Fp32Buffers):
 
     def __init__(self, config: SeekletConfig):
         super().__init__()
-        self.config = config
+        # Read once: off the config it takes 2 us each, at every call.
+        self.routing: dict[str, Any] = {
+            "scoring_func": config.scoring_func,
+            "n_group": config.n_group,
+            "topk_group": config.topk_group,
+            "top_k": config.num_experts_per_tok,
+            "norm_topk_prob": config.norm_topk_prob,
+            "routed_scaling_factor": config.routed_scaling_factor,
+        }
         self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits (T, E) and weights (T, K), both fp32 (float64 for float64 input), and indices (T, K)."""
-        c = self.config
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         # Under autocast a product would be bf16 again, and with it ties and other choices.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            logits = F.linear(hidden_states.reshape(-1, c.hidden_size).to(wide), self.weight.to(wide))
-        weights, indices = route(
-            logits,
-            self.e_score_correction_bias,
-            scoring_func=c.scoring_func,
-            n_group=c.n_group,
-            topk_group=c.topk_group,
-            top_k=c.num_experts_per_tok,
-            norm_topk_prob=c.norm_topk_prob,
-            routed_scaling_factor=c.routed_scaling_factor,
-        )
+            logits = F.linear(hidden_states.flatten(0, -2).to(wide), self.weight.to(wide))
+        weights, indices = route(logits, self.e_score_correction_bias, **self.routing)
         return logits, weights, indices
 
 

@@ -93,4 +93,11 @@ def grouped_experts(
     if torch.is_autocast_enabled(device):
         x, gate_up_proj, down_proj = (t.to(torch.get_autocast_dtype(device)) for t in (x, gate_up_proj, down_proj))
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up_proj, down_proj))
+    if not save and x.shape[0] == 1 and _runs_here(x):
+        return reference.forward_one_token(x, indices, weights, gate_up_proj, down_proj)
     return _forward(x, indices, weights, gate_up_proj, down_proj, save)[0]
+
+
+def _runs_here(x: torch.Tensor) -> bool:
+    # On a GPU reading the choice would wait for it; a traced, fake or meta tensor has no choice to be read.
+    return x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()

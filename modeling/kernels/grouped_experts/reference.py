@@ -62,6 +62,15 @@ def forward_loop(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save: bo
     return _sum_by_token(by_row, rows, top_k), gate_up if save else gate_up.new_empty(0, gate_up.shape[1]), rows, counts
 
 
+def forward_one_token(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj):
+    """Return the output (1, H) for a single token, whose experts get one row each: nothing to sort or to gather."""
+    experts = indices_TK[0].tolist()
+    gate_up = torch.cat([F.linear(x_TH, gate_up_proj[expert]) for expert in experts])
+    weighted = _activation(gate_up)[2].mul_(weights_TK.t()).to(x_TH.dtype).split(1)
+    by_row = torch.cat([F.linear(row, down_proj[expert]) for row, expert in zip(weighted, experts, strict=True)])
+    return by_row.sum(0, keepdim=True)
+
+
 def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights: bool):
     """Return the gradients of (x (T, H), weights (T, K), gate_up_proj, down_proj); the last two empty unless asked."""
     top_k = weights_TK.shape[1]

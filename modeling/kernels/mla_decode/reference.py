@@ -4,6 +4,9 @@
 
 import torch
 
+# Half precision on CPU: so many keys are one block, and the rest, at most one less, is multiplied in fp32.
+BLOCK_KEYS = 64
+
 
 def mla_decode(
     q_latent_BHSL: torch.Tensor,
@@ -22,22 +25,50 @@ def mla_decode(
         mask: None (every query sees every key), bool (True: may attend) or additive, broadcastable to (B, H, S, T).
     """
     B, H, S, L = q_latent_BHSL.shape
+    dtype = q_latent_BHSL.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     q_latent = (q_latent_BHSL * scaling).reshape(B, H * S, L)
     q_rope = (q_rope_BHSR * scaling).reshape(B, H * S, -1)
-    if B == 1:
-        # A batched product of one copies its transposed side; the plain one takes it as it lies.
-        scores = torch.addmm(q_rope[0] @ rope_BTR[0].t(), q_latent[0], latent_BTL[0].t())
-    else:
-        scores = torch.baddbmm(q_rope @ rope_BTR.mT, q_latent, latent_BTL.mT)
+    parts = [
+        (keys, latent_BTL[:, keys].to(product), rope_BTR[:, keys].to(product)) for keys, product in _parts(latent_BTL)
+    ]
+    scores = [
+        _product(q_latent.to(latent.dtype), latent.mT).to(wide) + _product(q_rope.to(rope.dtype), rope.mT)
+        for _, latent, rope in parts
+    ]
+    scores = torch.cat(scores, -1) if len(scores) > 1 else scores[0]
     scores = scores.view(B, H, S, -1)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if mask is not None:
         # A query that may attend to nothing (left padding) gets even weights, not NaN.
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(-1).to(q_latent_BHSL.dtype)
-    output = weights.view(B, H * S, -1) @ latent_BTL
-    return output.view(B, H, S, L), weights
+    weights = scores.softmax(-1).to(dtype)
+    by_row = weights.view(B, H * S, -1)
+    # Contiguous, because another distance between rows is another program, too.
+    output = [_product(by_row[..., keys].to(latent.dtype).contiguous(), latent) for keys, latent, _ in parts]
+    total = output[0] if len(output) == 1 else output[0] + output[1]
+    return total.to(dtype).view(B, H, S, L), weights
+
+
+def _parts(latent_BTL: torch.Tensor) -> list[tuple[slice, torch.dtype]]:
+    """Return which keys to multiply in which dtype: all in their own, or whole blocks in it and the rest in fp32.
+
+    For half precision on CPU oneDNN compiles a program for every length, and decoding makes a new one at each token:
+    at the bench model's sizes 5 ms, as much as all else of a step (benchmarks/LOG.md). fp32 goes to MKL, which has
+    none to compile.
+    """
+    dtype, length = latent_BTL.dtype, latent_BTL.shape[1]
+    half_on_cpu = latent_BTL.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+    if not half_on_cpu or torch.compiler.is_compiling() or length % BLOCK_KEYS == 0:
+        return [(slice(None), dtype)]
+    whole = length // BLOCK_KEYS * BLOCK_KEYS
+    rest = (slice(whole, None), torch.float32)
+    return [(slice(whole), dtype), rest] if whole else [rest]
+
+
+def _product(a_BMK: torch.Tensor, b_BKN: torch.Tensor) -> torch.Tensor:
+    # A batched product of one copies its transposed side, and takes three times as long; the plain one does not.
+    return (a_BMK[0] @ b_BKN[0])[None] if a_BMK.shape[0] == 1 else a_BMK @ b_BKN
 
 
 def decode_is_cheaper(

@@ -32,8 +32,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     Statistics are fp32 (float64 for float64 input); the normalised rows are rounded to `x.dtype` before the
     multiplication with `weight` (D,), as the published models do.
     """
-    if torch.compiler.is_compiling():
-        # Dynamo fuses the plain expression; a Function would be an opaque boundary.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        # Dynamo fuses the plain expression; a Function would be an opaque boundary, and without gradients a detour.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)
