@@ -1,12 +1,17 @@
 """A recipe: everything one training run is told, as frozen dataclasses read from one strict YAML file."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .adapter_settings import AdapterSettings
 from .data.settings import DataSettings
 from .limits import ABOVE_ZERO, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, Pattern
+from .recipe_checks import find_contradictions, find_missing_files
+from .recipe_fields import FieldReader, strip_places
+from .recipe_yaml import Problems, apply_overrides, find_place, read_recipe_file, write_yaml
+from .trainer_fields import CONFIG_CLASSES, MOVED, SET_BY_SEEKLET, list_trainer_fields, read_trainer
 
 Text = Annotated[str, NOT_EMPTY]
 # A name of ours, or a function of the user's own: a dotted module, a colon, and what stands in it.
@@ -105,3 +110,58 @@ class Recipe:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     output: OutputSettings
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a YAML file, with `dotted.key=value` overrides put in.
+
+    Raises:
+        RecipeError: anything is wrong with it; one line for each problem, with file, line, key and what is allowed.
+    """
+    problems = Problems()
+    tree = apply_overrides(read_recipe_file(Path(path)), overrides, problems)
+    given = tree.value
+    assert isinstance(given, dict)
+    stage = strip_places(given["stage"]) if "stage" in given else None
+    known_stage = stage if isinstance(stage, str) and stage in CONFIG_CLASSES else None
+    reader = FieldReader(_list_moved_keys(known_stage), problems)
+    recipe = reader.read_section(Recipe, tree, "")
+    trainer = read_trainer(reader, given["trainer"], known_stage) if "trainer" in given and known_stage else {}
+    problems.raise_if_any()
+    recipe = replace(recipe, trainer=trainer)
+    for key, message in (*find_contradictions(recipe), *find_missing_files(recipe)):
+        problems.add(find_place(tree, key), f"{key}: {message}")
+    problems.raise_if_any()
+    return recipe
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """Return the whole recipe, defaults included, as YAML that `load_recipe` reads back as the same recipe."""
+    return write_yaml(_as_plain(recipe))
+
+
+def _as_plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _as_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _as_plain(item) for key, item in value.items()}
+    return [_as_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _list_moved_keys(stage: str | None) -> dict[str, str]:
+    """Return what to say of keys that stand in the wrong section, or that other tools and versions know."""
+    sections = {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "adapter": AdapterSettings,
+        "moe": MoeSettings,
+        "evaluation": EvaluationSettings,
+        "output": OutputSettings,
+    }
+    places: dict[str, list[str]] = {}
+    for section, settings in sections.items():
+        for each in fields(settings):
+            places.setdefault(each.name, []).append(section)
+    trainer = {name: f"belongs to trainer.{name}" for name in (list_trainer_fields(stage) if stage else ())}
+    elsewhere = {key: f"belongs to {found[0]}.{key}" for key, found in places.items() if len(found) == 1}
+    return trainer | SET_BY_SEEKLET | elsewhere | MOVED

@@ -1,0 +1,107 @@
+"""What no single key of a recipe can show: settings that contradict each other, and files that are not there."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+# Begins the name of a data set that is not a file.
+HUB_DATA = "hub:"
+
+
+def find_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, what is wrong) of everything that cannot be meant together."""
+    yield from _find_adapter_contradictions(recipe)
+    yield from _find_evaluation_contradictions(recipe)
+    if recipe.moe.mtp_loss == "off" and recipe.moe.mtp_loss_weight:
+        yield "moe.mtp_loss_weight", "given, but moe.mtp_loss is off; leave one of them out"
+    if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
+        yield "trainer.fp16", "bf16 is true too; choose one"
+    for key, names in (("data.train", recipe.data.train), ("evaluation.metrics", recipe.evaluation.metrics)):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            yield key, f"{twice[0]} is there twice"
+
+
+def _find_adapter_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    if recipe.adapter is not None:
+        return
+    if recipe.model.fp8 == "keep":
+        yield "model.fp8", "keep freezes the weights, and without an adapter nothing is left to train; add one"
+    if recipe.output.merge:
+        yield "output.merge", "there is no adapter to merge; without one the whole model is saved anyway"
+
+
+def _find_evaluation_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    evaluation, trainer = recipe.evaluation, recipe.trainer
+    evaluates = trainer.get("eval_strategy", "no") != "no"
+    held_out = recipe.data.validation
+    if not held_out and evaluates:
+        yield "trainer.eval_strategy", "nothing is held out to evaluate on; set data.validation"
+    if isinstance(held_out, tuple) and (both := set(held_out) & set(recipe.data.train)):
+        yield "data.validation", f"{min(both)} is in data.train too, so it would measure what was learnt by heart"
+    if evaluation.patience is not None and not evaluates:
+        yield "evaluation.patience", "needs evaluations while training; set trainer.eval_strategy to steps or epoch"
+    if evaluation.min_improvement and evaluation.patience is None:
+        yield "evaluation.min_improvement", "has no effect without evaluation.patience"
+    if evaluation.lm_eval_limit is not None and not evaluation.lm_eval:
+        yield "evaluation.lm_eval_limit", "has no effect without evaluation.lm_eval"
+    if trainer.get("load_best_model_at_end"):
+        strategies = (trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps"))
+        if strategies[0] == "no" or strategies[0] != strategies[1]:
+            shown = " and ".join(strategies)
+            yield (
+                "trainer.load_best_model_at_end",
+                f"needs the same eval_strategy and save_strategy, steps or epoch; they are {shown}",
+            )
+
+
+def find_missing_files(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, what is wrong) of files and folders that the recipe names; relative to the current folder."""
+    validation = recipe.data.validation if isinstance(recipe.data.validation, tuple) else ()
+    for key, names in (("data.train", recipe.data.train), ("data.validation", validation)):
+        for name in names:
+            if not name.startswith(HUB_DATA) and (wrong := _say_unreadable(Path(name).expanduser())):
+                yield key, f"{name}: {wrong}"
+    if wrong := _say_no_model(recipe.model.path):
+        yield "model.path", f"{recipe.model.path}: {wrong}"
+    output = Path(recipe.output.dir).expanduser()
+    if output.exists() and not output.is_dir():
+        yield "output.dir", f"{output}: is a file, not a folder"
+    elif output.exists() and output.samefile(
+        Path(recipe.model.path).expanduser() if _exists(recipe.model.path) else "/"
+    ):
+        yield "output.dir", f"{output}: is the folder of the model itself"
+
+
+def _say_unreadable(file: Path) -> str:
+    """Return why a data file cannot be read, or nothing."""
+    try:
+        if file.is_dir():
+            return "is a folder; name the files in it"
+        with file.open("rb"):
+            return ""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return reason if file.is_absolute() else f"{reason} (relative to the current folder, {Path.cwd()})"
+
+
+def _say_no_model(path: str) -> str:
+    """Return why a path is neither a model's folder nor a name on the Hub, or nothing."""
+    folder = Path(path).expanduser()
+    if _exists(path):
+        if not folder.is_dir():
+            return "is a file; expected the folder of a model, or its name on the Hub"
+        return "" if (folder / "config.json").is_file() else "holds no config.json, so no model"
+    if path.startswith((".", "~", os.sep)) or not re.fullmatch(HUB_NAME, path):
+        return "no such folder, and no name on the Hub (owner/name)"
+    return ""
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))

@@ -1,0 +1,161 @@
+"""The `trainer:` section of a recipe: fields of TRL's own config class, and those that seeklet sets by itself."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, Literal, get_type_hints
+
+from .limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from .recipe_fields import INVALID, FieldReader
+from .recipe_messages import alternatives, say_unknown_key
+from .recipe_yaml import Setting
+
+# Import path of the config class whose fields a stage's `trainer:` section takes.
+CONFIG_CLASSES = {"sft": ("trl", "SFTConfig")}
+
+_HUB = "is not set while training: the result is published afterwards, when it has been looked at"
+_CHECKPOINTS = "is set by seeklet, whose checkpoints resume bit by bit"
+# Fields that exist and would contradict the rest of the recipe or of the command.
+SET_BY_SEEKLET = {
+    "output_dir": "belongs to output.dir",
+    "max_length": "belongs to data.max_tokens",
+    "truncation_mode": "belongs to data.on_long",
+    "packing": "belongs to data.packing",
+    "eval_packing": "belongs to data.packing; held-out data is not packed",
+    "packing_strategy": "is set by seeklet; data.packing turns packing on",
+    "padding_free": "is set by seeklet; data.packing turns packing on",
+    "assistant_only_loss": "belongs to data.assistant_only",
+    "completion_only_loss": "belongs to data.assistant_only",
+    "chat_template_path": "belongs to data.chat_template",
+    "dataset_text_field": "belongs to data.columns",
+    "dataset_kwargs": "is set by seeklet, which prepares the data",
+    "dataset_num_proc": "is set by seeklet, which prepares the data",
+    "remove_unused_columns": "is set by seeklet, which prepares the data",
+    "label_names": "is set by seeklet, which prepares the data",
+    "length_column_name": "is set by seeklet, which prepares the data",
+    "eos_token": "is the tokenizer's; data.chat_template says how a turn ends",
+    "pad_token": "is the tokenizer's",
+    "model_init_kwargs": "belongs to the keys of model",
+    "trust_remote_code": "belongs to model.trust_remote_code",
+    "router_aux_loss_coef": "belongs to moe.balance_loss_weight",
+    "loss_type": "is set by seeklet, whose head loss never holds all logits",
+    "use_liger_kernel": "is set by seeklet, whose head loss never holds all logits",
+    "liger_kernel_config": "is set by seeklet, whose head loss never holds all logits",
+    "use_cache": "is set by seeklet",
+    "resume_from_checkpoint": "belongs to the command line: seeklet train RECIPE --resume",
+    "do_train": "belongs to the command line: seeklet train RECIPE",
+    "do_eval": "belongs to the command line: seeklet evaluate RECIPE",
+    "do_predict": "belongs to the command line: seeklet evaluate RECIPE",
+    "local_rank": "is set by accelerate launch",
+    "ignore_data_skip": _CHECKPOINTS,
+    "save_only_model": _CHECKPOINTS,
+    "restore_callback_states_from_checkpoint": _CHECKPOINTS,
+    "enable_jit_checkpoint": _CHECKPOINTS,
+    "disable_tqdm": "is set by seeklet, which shows its own progress",
+    "push_to_hub": _HUB,
+    "hub_token": _HUB,
+    "hub_model_id": _HUB,
+    "hub_strategy": _HUB,
+    "hub_private_repo": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+}
+
+# What became of keys that TRL, transformers, PEFT or other tools know, or once knew.
+MOVED = {
+    "overwrite_output_dir": "no longer exists; no run is overwritten: choose a new output.dir, or --resume",
+    "torch_dtype": "is now model.dtype",
+    "warmup_ratio": "no longer exists; trainer.warmup_steps below 1 is a share of all steps",
+    "max_prompt_length": "no longer exists; data.max_tokens bounds the whole conversation",
+    "max_seq_length": "is now data.max_tokens",
+    "evaluation_strategy": "is now trainer.eval_strategy",
+    "no_cuda": "is now trainer.use_cpu",
+    "group_by_length": "is now trainer.train_sampling_strategy: group_by_length",
+    "per_gpu_train_batch_size": "is now trainer.per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "is now trainer.per_device_eval_batch_size",
+    "logging_dir": "no longer exists; metrics go to output.dir",
+    "save_safetensors": "no longer exists; everything is saved as safetensors",
+    "half_precision_backend": "no longer exists; trainer.bf16 or trainer.fp16 choose the precision",
+    "model_name_or_path": "is model.path here",
+    "tokenizer_name": "is model.tokenizer here",
+    "dataset_name": "is data.train here (hub:owner/name)",
+    "train_file": "is data.train here",
+    "validation_file": "is data.validation here",
+    "lora_r": "is adapter.rank here",
+    "lora_alpha": "is adapter.alpha here",
+    "lora_dropout": "is adapter.dropout here",
+    "lora_target_modules": "is adapter.targets here",
+    "target_modules": "is adapter.targets here",
+    "target_parameters": "is adapter.targets here (routed_experts)",
+    "use_peft": "no longer needed; an adapter section trains an adapter",
+    "adapter.r": "is adapter.rank here",
+    "load_in_4bit": "is not there yet; model.fp8: keep trains adapters on fp8 weights",
+    "load_in_8bit": "is not there yet; model.fp8: keep trains adapters on fp8 weights",
+    "early_stopping_patience": "is evaluation.patience here",
+    "mtp_loss_weight": "belongs to moe.mtp_loss_weight",
+}
+
+# Where TRL's annotation allows more than makes sense.
+NARROWED = {
+    "learning_rate": Annotated[float, ABOVE_ZERO],
+    "num_train_epochs": Annotated[float, ABOVE_ZERO],
+    "max_steps": Literal[-1] | Annotated[int, POSITIVE],
+    "per_device_train_batch_size": Annotated[int, POSITIVE],
+    "per_device_eval_batch_size": Annotated[int, POSITIVE],
+    "gradient_accumulation_steps": Annotated[int, POSITIVE],
+    "warmup_steps": Annotated[float, NOT_NEGATIVE],
+    "weight_decay": Annotated[float, NOT_NEGATIVE],
+    "max_grad_norm": Annotated[float, NOT_NEGATIVE],
+    "adam_beta1": Annotated[float, Range(least=0, below=1)],
+    "adam_beta2": Annotated[float, Range(least=0, below=1)],
+    "adam_epsilon": Annotated[float, ABOVE_ZERO],
+    "label_smoothing_factor": Annotated[float, SHARE],
+    "logging_steps": Annotated[float, ABOVE_ZERO],
+    "save_steps": Annotated[float, ABOVE_ZERO],
+    "eval_steps": Annotated[float, ABOVE_ZERO] | None,
+    "save_total_limit": Annotated[int, POSITIVE] | None,
+    "dataloader_num_workers": Annotated[int, NOT_NEGATIVE],
+    "seed": Annotated[int, Range(least=0, below=2**32)],
+    "data_seed": Annotated[int, Range(least=0, below=2**32)] | None,
+}
+
+
+def read_trainer(reader: FieldReader, setting: Setting, stage: str) -> dict[str, Any] | Any:
+    """Return the fields of a `trainer:` section, of the types that TRL's config class declares, or INVALID."""
+    if not isinstance(setting.value, dict):
+        return reader.read(setting, Mapping[str, Any], "trainer")
+    annotations = list_trainer_fields(stage)
+    allowed = [name for name in annotations if name not in SET_BY_SEEKLET]
+    fields = {}
+    for name, given in setting.value.items():
+        if name in allowed:
+            fields[name] = reader.read(given, annotations[name], f"trainer.{name}")
+        elif name in annotations:
+            reader.problems.add(given.place, f"trainer.{name}: {SET_BY_SEEKLET[name]}")
+        else:
+            reader.problems.add(given.place, say_unknown_key(f"trainer.{name}", allowed, reader.moved))
+    return INVALID if INVALID in fields.values() else fields
+
+
+@cache
+def list_trainer_fields(stage: str) -> dict[str, Any]:
+    """Return name -> annotation of the fields of the stage's config class, choices and ranges included."""
+    module, name = CONFIG_CLASSES[stage]
+    config_class = getattr(importlib.import_module(module), name)
+    hints = get_type_hints(config_class)
+    return {field.name: _narrow(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init}
+
+
+def _narrow(field: dataclasses.Field, hint: Any) -> Any:
+    if field.name in NARROWED:
+        return NARROWED[field.name]
+    if choices := field.metadata.get("choices"):
+        literal = Literal[tuple(choices)]  # pyright: ignore[reportInvalidTypeForm]
+        return literal | None if field.default is None else literal
+    # "SchedulerType | str" means one of its names, not any text.
+    parts = alternatives(hint)
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]
+    return reduce(or_, [part for part in parts if part is not str]) if enums else hint
