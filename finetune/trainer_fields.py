@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import cache, reduce
 from operator import or_
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from .limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from .recipe_fields import INVALID, FieldReader
@@ -98,29 +98,30 @@ MOVED = {
     "mtp_loss_weight": "belongs to moe.mtp_loss_weight",
 }
 
-# Where TRL's annotation allows more than makes sense.
-NARROWED = {
-    "learning_rate": Annotated[float, ABOVE_ZERO],
-    "num_train_epochs": Annotated[float, ABOVE_ZERO],
-    "max_steps": Literal[-1] | Annotated[int, POSITIVE],
-    "per_device_train_batch_size": Annotated[int, POSITIVE],
-    "per_device_eval_batch_size": Annotated[int, POSITIVE],
-    "gradient_accumulation_steps": Annotated[int, POSITIVE],
-    "warmup_steps": Annotated[float, NOT_NEGATIVE],
-    "weight_decay": Annotated[float, NOT_NEGATIVE],
-    "max_grad_norm": Annotated[float, NOT_NEGATIVE],
-    "adam_beta1": Annotated[float, Range(least=0, below=1)],
-    "adam_beta2": Annotated[float, Range(least=0, below=1)],
-    "adam_epsilon": Annotated[float, ABOVE_ZERO],
-    "label_smoothing_factor": Annotated[float, SHARE],
-    "logging_steps": Annotated[float, ABOVE_ZERO],
-    "save_steps": Annotated[float, ABOVE_ZERO],
-    "eval_steps": Annotated[float, ABOVE_ZERO] | None,
-    "save_total_limit": Annotated[int, POSITIVE] | None,
-    "dataloader_num_workers": Annotated[int, NOT_NEGATIVE],
-    "seed": Annotated[int, Range(least=0, below=2**32)],
-    "data_seed": Annotated[int, Range(least=0, below=2**32)] | None,
-}
+
+class Narrowed(TypedDict, total=False):
+    """Fields whose annotation in TRL allows more than makes sense."""
+
+    learning_rate: Annotated[float, ABOVE_ZERO]
+    num_train_epochs: Annotated[float, ABOVE_ZERO]
+    max_steps: Literal[-1] | Annotated[int, POSITIVE]
+    per_device_train_batch_size: Annotated[int, POSITIVE]
+    per_device_eval_batch_size: Annotated[int, POSITIVE]
+    gradient_accumulation_steps: Annotated[int, POSITIVE]
+    warmup_steps: Annotated[float, NOT_NEGATIVE]
+    weight_decay: Annotated[float, NOT_NEGATIVE]
+    max_grad_norm: Annotated[float, NOT_NEGATIVE]
+    adam_beta1: Annotated[float, Range(least=0, below=1)]
+    adam_beta2: Annotated[float, Range(least=0, below=1)]
+    adam_epsilon: Annotated[float, ABOVE_ZERO]
+    label_smoothing_factor: Annotated[float, SHARE]
+    logging_steps: Annotated[float, ABOVE_ZERO]
+    save_steps: Annotated[float, ABOVE_ZERO]
+    eval_steps: Annotated[float, ABOVE_ZERO] | None
+    save_total_limit: Annotated[int, POSITIVE] | None
+    dataloader_num_workers: Annotated[int, NOT_NEGATIVE]
+    seed: Annotated[int, Range(least=0, below=2**32)]
+    data_seed: Annotated[int, Range(least=0, below=2**32)] | None
 
 
 def read_trainer(reader: FieldReader, setting: Setting, stage: str) -> dict[str, Any] | Any:
@@ -146,14 +147,18 @@ def list_trainer_fields(stage: str) -> dict[str, Any]:
     module, name = CONFIG_CLASSES[stage]
     config_class = getattr(importlib.import_module(module), name)
     hints = get_type_hints(config_class)
-    return {field.name: _narrow(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init}
+    narrowed = get_type_hints(Narrowed, include_extras=True)
+    return {
+        field.name: narrowed.get(field.name) or _list_choices(field, hints[field.name])
+        for field in dataclasses.fields(config_class)
+        if field.init
+    }
 
 
-def _narrow(field: dataclasses.Field, hint: Any) -> Any:
-    if field.name in NARROWED:
-        return NARROWED[field.name]
+def _list_choices(field: dataclasses.Field, hint: Any) -> Any:
+    """Return a field's annotation, narrowed to the values that its metadata or an Enum in it names."""
     if choices := field.metadata.get("choices"):
-        literal = Literal[tuple(choices)]  # pyright: ignore[reportInvalidTypeForm]
+        literal: Any = Literal[tuple(choices)]
         return literal | None if field.default is None else literal
     # "SchedulerType | str" means one of its names, not any text.
     parts = alternatives(hint)
