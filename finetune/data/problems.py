@@ -29,6 +29,19 @@ class Problem(NamedTuple):
         return f"{self.source}: {self.field} {self.message}" if self.field else f"{self.source}: {self.message}"
 
 
+class Flaw(NamedTuple):
+    """A `Problem` of a row as long as its place is not known: what pure checks return."""
+
+    field: str
+    message: str
+    kind: str
+    severity: Severity = "error"
+
+    def at(self, source: Source, raw: str = "") -> Problem:
+        """The problem this is at `source`."""
+        return Problem(source, self.field, self.message, self.severity, self.kind, raw)
+
+
 class ProblemList:
     """Keeps the first `per_kind` problems of each kind and counts all of them."""
 

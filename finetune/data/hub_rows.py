@@ -1,0 +1,61 @@
+"""Rows of a data set on the Hub, streamed."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .problems import Problem
+from .records import Header, Record
+from .rows import Source
+
+PREFIX = "hub:"
+_NAME = re.compile(
+    r"hub:(?P<path>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.\[\]%+-]+))?",
+    re.ASCII,
+)
+_GRAMMAR = "hub:owner/name[/config][@revision][:split]"
+
+
+class HubName(NamedTuple):
+    """The parts of `hub:owner/name[/config][@revision][:split]`."""
+
+    path: str
+    config: str | None
+    revision: str | None
+    split: str
+
+
+def parse_hub_name(name: str) -> HubName | Problem:
+    """The parts of `name`, with "train" for a split that is not named."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        return Problem(Source(name), "", f"is not a data set's name; allowed: {_GRAMMAR}", "error", "bad-hub-name")
+    return HubName(match["path"], match["config"], match["revision"], match["split"] or "train")
+
+
+def hub_rows(name: str) -> Iterator[Header | Record | Problem]:
+    """The header where the Hub knows it, then a record for every row; lines are row numbers from 1."""
+    parts = parse_hub_name(name)
+    if isinstance(parts, Problem):
+        yield parts
+        return
+    # Imported here: it takes a second, and files need none of it.
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    row = 0
+    try:
+        rows = datasets.load_dataset(
+            parts.path, parts.config, split=parts.split, revision=parts.revision, streaming=True
+        )
+        if rows.column_names:
+            yield Header(tuple(rows.column_names), Source(name))
+        for value in rows:
+            row += 1
+            yield Record(value, Source(name, row))
+    # Not found, no access, no network, a bad split or revision, and files that do not parse: all from what was named.
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        where = f"after row {row:,}" if row else "from the start"
+        message = f"cannot be read {where}: {reason[:300]}"
+        yield Problem(Source(name), "", message, "error", "unreadable-dataset")

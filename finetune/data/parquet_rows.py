@@ -1,0 +1,46 @@
+"""Rows of a Parquet file."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .files import DataFile
+from .lines import Advance
+from .problems import Problem
+from .records import Header, Record
+from .rows import Source
+
+# Converted to Python objects at a time; a batch of chat rows is about 1 MB.
+_BATCH_ROWS = 1024
+
+
+def parquet_rows(
+    file: DataFile, advance: Advance, needed: Callable[[tuple[str, ...]], list[str]]
+) -> Iterator[Header | Record | Problem]:
+    """The header, then a record for every row, with the columns that `needed` chose from it.
+
+    Lines are row numbers from 1. A file cut short or damaged gives a problem where reading stops.
+    """
+    row = 0
+    told = 0
+    try:
+        table = pq.ParquetFile(file.stream)
+        columns = tuple(table.schema_arrow.names)
+        yield Header(columns, Source(file.name))
+        num_rows = table.metadata.num_rows
+        for batch in table.iter_batches(_BATCH_ROWS, columns=needed(columns), use_threads=False):
+            values: list[dict[str, Any]] = batch.to_pylist()
+            for value in values:
+                row += 1
+                yield Record(value, Source(file.name, row))
+            read = file.num_bytes * row // num_rows
+            advance(read - told)
+            told = read
+    # Arrow's own errors are ValueError, OSError, NotImplementedError (an unknown codec) or KeyError besides.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        where = f"after row {row:,}" if row else "from the start"
+        message = f"is not readable Parquet {where}: {reason[:200]}; was it copied or downloaded in full?"
+        yield Problem(Source(file.name), "", message, "error", "bad-parquet")

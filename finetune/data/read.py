@@ -1,0 +1,135 @@
+"""Rows of any number of files and Hub data sets, one after the other, and every problem on the way."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import orjson
+
+from .csv_rows import csv_rows
+from .files import DataFile, open_data_file
+from .formats import convert
+from .hub_rows import PREFIX, hub_rows
+from .json_array import json_array
+from .json_lines import json_lines
+from .json_text import MAX_DEPTH, as_raw, nesting
+from .layouts import FileLayouts, Layout, Layouts
+from .lines import Advance
+from .problems import Problem
+from .records import Header, Record
+from .rows import Row, Source
+from .settings import DataSettings
+from .validate import validate
+
+# Told of each layout of each file when it first comes up.
+LayoutSeen = Callable[[str, Layout], object]
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def read(
+    settings: DataSettings,
+    names: Sequence[str] | None = None,
+    advance: Advance = _nothing,
+    layout_seen: LayoutSeen = _nothing,
+) -> Iterator[Row | Problem]:
+    """Yield every valid conversation of `names` (by default `settings.train`) as a Row, and every problem found.
+
+    Problems come where they are found: those of a row before the row itself, which follows if they are all warnings.
+    Memory does not grow with the files. `advance` is told of bytes read, `layout_seen` of each shape a file has.
+
+    Raises:
+        DataError: `settings.columns` do not fit `settings.format`.
+    """
+    reader = _Reader(Layouts(settings.format, settings.columns), settings.system, advance, layout_seen)
+    for name in settings.train if names is None else names:
+        yield from reader.read(name)
+
+
+def size_in_bytes(names: Sequence[str]) -> int | None:
+    """Return how many bytes `advance` will be told of, or None where `names` holds a data set of the Hub."""
+    if any(name.startswith(PREFIX) for name in names):
+        return None
+    files = [file for name in names if isinstance(file := open_data_file(name), DataFile)]
+    for file in files:
+        file.stream.close()
+    return sum(file.num_bytes for file in files)
+
+
+class _Reader:
+    """Reads one name after the other with the same settings."""
+
+    def __init__(self, layouts: Layouts, system: str | None, advance: Advance, layout_seen: LayoutSeen):
+        self._layouts = layouts
+        self._system = system
+        self._advance = advance
+        self._layout_seen = layout_seen
+
+    def read(self, name: str) -> Iterator[Row | Problem]:
+        if name.startswith(PREFIX):
+            yield from self._rows(name, hub_rows(name))
+            return
+        file = open_data_file(name)
+        if isinstance(file, Problem):
+            yield file
+            return
+        with file.stream:
+            try:
+                yield from self._rows(name, self._records(file))
+            except OSError as error:
+                message = f"cannot be read to its end: {error.strerror or error}"
+                yield Problem(Source(name), "", message, "error", "unreadable-file")
+
+    def _records(self, file: DataFile) -> Iterator[Header | Record | Problem]:
+        if file.kind == "jsonl":
+            return json_lines(file, self._advance)
+        if file.kind == "json":
+            return json_array(file, self._advance)
+        if file.kind == "csv":
+            return csv_rows(file, self._advance)
+        # Imported here: pyarrow takes a third of a second, and the other kinds need none of it.
+        from .parquet_rows import parquet_rows
+
+        return parquet_rows(file, self._advance, lambda columns: list(self._layouts.of(columns).columns.values()))
+
+    def _rows(self, name: str, records: Iterator[Header | Record | Problem]) -> Iterator[Row | Problem]:
+        layouts = FileLayouts(self._layouts, lambda layout: self._layout_seen(name, layout))
+        empty = True
+        for record in records:
+            if type(record) is Record:
+                empty = False
+                yield from self._row(record, layouts.of(tuple(record.value), record.source))
+            elif type(record) is Header:
+                if flaws := self._layouts.of(record.columns).flaws:
+                    # Every row would say the same.
+                    yield from (flaw.at(record.source) for flaw in flaws)
+                    return
+            elif type(record) is Problem:
+                empty = empty and record.severity == "warning"
+                yield record
+        if empty:
+            yield Problem(Source(name), "", "has no rows", "error", "no-rows")
+
+    def _row(self, record: Record, layout: Layout) -> Iterator[Row | Problem]:
+        value, source, _ = record
+        if layout.flaws:
+            messages, tools, flaws = [], None, list(layout.flaws)
+        else:
+            messages, tools, flaws = validate(convert(layout.shape, layout.columns, value))
+        usable = True
+        for flaw in flaws:
+            is_first_error = usable and flaw.severity == "error"
+            usable = usable and not is_first_error
+            yield flaw.at(source, _raw(record) if is_first_error else "")
+        if not usable:
+            return
+        if self._system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._system}, *messages]
+        yield Row(messages, tools, source)
+
+
+def _raw(record: Record) -> str:
+    """The record as it stood in the file, or as JSON where it came from a table."""
+    if record.raw:
+        return as_raw(record.raw)
+    return orjson.dumps(record.value, default=str).decode() if nesting(record.value) <= MAX_DEPTH else ""
