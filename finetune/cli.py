@@ -45,7 +45,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "data": Command(".data.command", "app", "Look at training data before a model does: seeklet data check FILE."),
     "train": Command(
-        ".train_command", "train", "Train a model as a recipe says; --dry-run only says what would happen."
+        ".train_command", "train", "Train a model as a recipe says; --dry-run says what would happen."
     ),
     "evaluate": Command(".evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
     "merge": Command(".lora.command", "merge", "Merge an adapter into its model and save the whole."),

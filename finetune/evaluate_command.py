@@ -13,7 +13,10 @@ def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
 
         seeklet evaluate recipes/sft_smollm2-135m_support_cpu.yaml evaluation.num_examples=50
     """
-    from .evaluate import evaluate as evaluate_recipe
     from .recipe import load_recipe
 
-    evaluate_recipe(load_recipe(recipe, overrides or ()))
+    loaded = load_recipe(recipe, overrides or ())
+    # Brings trainers and models, which a recipe that is refused never needs.
+    from .evaluate import evaluate as evaluate_recipe
+
+    evaluate_recipe(loaded)

@@ -18,6 +18,16 @@ from .errors import RecipeError
 # The longest recipe of ours has 4 kB; what is far beyond is something else, such as a data file.
 MAX_BYTES = 2**18
 MAX_DEPTH = 12
+# Part of what PyYAML says, whether the place is where it began to read, and what a user can do with it.
+SYNTAX_ERRORS = (
+    ("could not find expected ':'", True, "no colon after the key"),
+    ("mapping values are not allowed", False, "a colon too many; a text with a colon and a space is put in quotes"),
+    ("while scanning a quoted scalar", True, "the quote is not closed"),
+    ("while parsing a flow sequence", True, "the bracket [ is not closed, or a comma is missing"),
+    ("while parsing a flow mapping", True, "the brace { is not closed, or a comma is missing"),
+    ("cannot start any token", False, "a text that starts with this character is put in quotes"),
+    ("while parsing a block", False, "the indentation does not fit the lines before"),
+)
 NULL, BOOL, INT, FLOAT, TEXT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
 
 
@@ -122,7 +132,7 @@ def read_recipe_file(path: Path) -> Setting:
 def apply_overrides(tree: Setting, overrides: Sequence[str], problems: Problems) -> Setting:
     """Return the tree with every `dotted.key=value` put in; the value is read as YAML."""
     for text in overrides:
-        place = Place(f"override {text!r}")
+        place, before = Place(f"override {text!r}"), len(problems.found)
         key, equals, value = text.partition("=")
         path = key.strip().split(".")
         if not equals or not all(path):
@@ -133,7 +143,8 @@ def apply_overrides(tree: Setting, overrides: Sequence[str], problems: Problems)
         except RecipeError as error:
             problems.add(place, str(error).removeprefix(f"{place}: "))
             continue
-        tree = _put(tree, path, setting)
+        if len(problems.found) == before:
+            tree = _put(tree, path, setting)
     return tree
 
 
@@ -154,9 +165,10 @@ def write_yaml(value: Any) -> str:
 def _put(tree: Setting, path: list[str], setting: Setting) -> Setting:
     if not path:
         return setting
-    below = tree.value if isinstance(tree.value, dict) else {}
+    # What is not a section becomes one, written by the override.
+    below, place = (tree.value, tree.place) if isinstance(tree.value, dict) else ({}, setting.place)
     first, *rest = path
-    return Setting(below | {first: _put(below.get(first, Setting(None, setting.place)), rest, setting)}, tree.place)
+    return Setting(below | {first: _put(below.get(first, Setting(None, setting.place)), rest, setting)}, place)
 
 
 def _read(text: str, start: Place, problems: Problems) -> Setting:
@@ -241,30 +253,32 @@ def _place(item: yaml.Event | yaml.Node, start: Place) -> Place:
 
 def _say_syntax_error(error: yaml.YAMLError, text: str, start: Place) -> str:
     """Return one line for what PyYAML says in many."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        # A reader error: a character that YAML allows nowhere.
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        # The reader's: a character that YAML allows nowhere.
         position = getattr(error, "position", 0)
-        line = text[:position].count("\n")
-        place = Place(start.source, start.line + line) if start.line else start
+        place = Place(start.source, start.line + text[:position].count("\n")) if start.line else start
         return f"{place}: not YAML: the character {text[position : position + 1]!r} is not allowed"
+    said = f"{error.context or ''} {error.problem or ''}".strip()
+    mark, message = error.problem_mark, said
+    for part, at_start, meaning in SYNTAX_ERRORS:
+        if part in said:
+            # What was opened and never closed is seen far below.
+            mark, message = (at_start and error.context_mark) or mark, meaning
+            break
     place = Place(start.source, start.line + mark.line) if start.line else start
-    lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else ""
+    line = "".join(text.splitlines()[mark.line : mark.line + 1])
     if "\t" in line[: mark.column + 1]:
         return f"{place}: a tab; YAML is indented with spaces"
-    context = " ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
-    shown = f" at {_shorten(line.strip())!r}" if line.strip() else ""
-    return f"{place}: not YAML: {context}{shown}"
+    return (
+        f"{place}: not YAML: {message}: {_shorten(line.strip())}" if line.strip() else f"{place}: not YAML: {message}"
+    )
 
 
 def _suggest_file(path: Path) -> str:
-    folder = path.parent
-    if path.exists() or not folder.is_dir():
-        return ""
-    names = [entry.name for entry in folder.glob("*.yaml")]
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    return f"; nearest: {folder / near[0]}" if near else ""
+    """Return the nearest recipe beside one that is not there, to be put after a message; often nothing."""
+    names = [entry.name for entry in path.parent.glob("*.yaml") if entry.name != path.name]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; nearest: {path.parent / near[0]}" if near else ""
 
 
 def _shorten(text: str, limit: int = 60) -> str:
