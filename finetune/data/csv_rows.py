@@ -18,7 +18,7 @@ _UNCLOSED = ("unexpected end of data", "field larger than field limit")
 
 
 def csv_rows(file: DataFile, advance: Advance) -> Iterator[Header | Record | Problem]:
-    """The header, then a record of texts for every row, a problem for every row that does not fit it.
+    """Yield the header, then a record of texts for every row, a problem for every row that does not fit it.
 
     The delimiter is the one of comma, semicolon, tab and bar that the header has most of. A row is named by the line
     it starts on.

@@ -66,7 +66,7 @@ class DataFile(NamedTuple):
 
 
 def open_data_file(name: str) -> DataFile | Problem:
-    """The file called `name`, or the problem with it as a whole: missing, unreadable, empty, or of another kind."""
+    """Return the file called `name`, or the problem with it as a whole: missing, unreadable, empty, or of another kind."""
     try:
         status = os.stat(name)
     except (OSError, ValueError) as error:
@@ -99,7 +99,7 @@ def _unusable(name: str, kind: str, message: str) -> Problem:
 
 
 def _why_not(name: str, error: OSError | ValueError) -> tuple[str, str]:
-    """Kind and message for an error of the operating system."""
+    """Return kind and message for an error of the operating system."""
     if isinstance(error, FileNotFoundError):
         if os.path.islink(name):
             return "missing-file", f"is a link to {quoted(os.readlink(name))}, which does not exist"
@@ -114,7 +114,7 @@ def _why_not(name: str, error: OSError | ValueError) -> tuple[str, str]:
 
 
 def _similar(name: str) -> str:
-    """The name of a file in the same folder that may have been meant."""
+    """Return the name of a file in the same folder that may have been meant."""
     folder = os.path.dirname(name) or "."
     try:
         present = os.listdir(folder)
@@ -135,7 +135,7 @@ def _files_inside(name: str, mode: int) -> str:
 
 
 def _kind_by_content(name: str, kind: FileKind, start: bytes) -> FileKind | Problem:
-    """`kind`, corrected by how the file starts where a name allows two kinds, or the problem where they disagree."""
+    """Return `kind`, corrected by how the file starts where a name allows two kinds, or the problem where they disagree."""
     if not start.strip():
         return _unusable(name, "empty-file", "is empty" if not start else "holds nothing but blank space")
     for magic, message in _MAGIC:
@@ -158,7 +158,7 @@ def _kind_by_content(name: str, kind: FileKind, start: bytes) -> FileKind | Prob
 
 
 def _json_without_array(name: str, text: bytes) -> FileKind | Problem:
-    """JSON lines under a .json name are read as such; a single object over many lines is not rows."""
+    """Return "jsonl" where JSON lines have a .json name; a single object over many lines is not rows."""
     first_line, newline, _ = text.partition(b"\n")
     if newline and first_line.rstrip().endswith((b"{", b"[", b",")):
         message = "holds one JSON object; allowed: an array of rows [{…}, {…}], or one row a line"

@@ -75,7 +75,7 @@ Columns = Mapping[str, str]
 
 
 def convert(shape: str, columns: Columns, record: Mapping[str, Any]) -> Draft:
-    """`record` as messages; `columns` holds the file's names for the columns of `shape` that it has."""
+    """Return `record` as messages; `columns` holds the file's names for the columns of `shape` that it has."""
     return _CONVERTERS[shape](columns, record)
 
 
@@ -110,7 +110,7 @@ def _sharegpt_turn(turn: Any) -> Any:
 
 
 def _calls(value: Any) -> Any:
-    """What a ShareGPT function_call holds, one call or several as JSON text, as tool_calls."""
+    """Return what a ShareGPT function_call holds, one call or several as JSON text, as tool_calls."""
     calls = _parsed(value)
     return calls if isinstance(calls, list) else [calls]
 
@@ -118,7 +118,7 @@ def _calls(value: Any) -> Any:
 def _from_columns(
     system: str, first: str, second: str, answer: str, columns: Columns, record: Mapping[str, Any]
 ) -> Draft:
-    """One question and one answer from plain columns; `first` and `second` are joined by an empty line."""
+    """Return one question and one answer from plain columns; `first` and `second` are joined by an empty line."""
     messages: list[Any] = []
     names: list[str] = []
     if text := record.get(columns.get(system, "")):
@@ -135,7 +135,7 @@ def _from_columns(
 
 
 def _from_prompt_completion(columns: Columns, record: Mapping[str, Any]) -> Draft:
-    """Texts become one turn each; lists of messages are joined."""
+    """Return prompt and completion as one turn each where they are texts, joined where they are lists of messages."""
     tools = _parsed(record.get(columns["tools"])) if "tools" in columns else None
     messages: list[Any] = []
     names: list[tuple[str, int | None]] = []
@@ -157,7 +157,7 @@ _CONVERTERS: Mapping[str, Callable[[Columns, Mapping[str, Any]], Draft]] = {
 
 
 def _parsed(value: Any) -> Any:
-    """`value`, read as JSON where it is a text: the cell of a table, which cannot hold a list."""
+    """Return `value`, read as JSON where it is a text: the cell of a table, which cannot hold a list."""
     if type(value) is not str:
         return value
     try:
@@ -189,15 +189,15 @@ def _of_parts(names: list[tuple[str, int | None]], index: int, key: str) -> str:
 
 
 def required(shape: str) -> str:
-    """The columns a row of `shape` must have, in words."""
+    """Return the columns a row of `shape` must have, in words."""
     return " and ".join(column.name for column in SHAPES[shape] if column.required)
 
 
 def known_shapes() -> str:
-    """Every shape by its required columns, in words."""
+    """Return every shape by its required columns, in words."""
     return "; ".join(required(shape) for shape in SHAPES)
 
 
 def shown_columns(columns: Columns) -> str:
-    """The file's names for the columns that are used, in words."""
+    """Return the file's names for the columns that are used, in words."""
     return listed(columns.values())

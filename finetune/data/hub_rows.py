@@ -26,7 +26,7 @@ class HubName(NamedTuple):
 
 
 def parse_hub_name(name: str) -> HubName | Problem:
-    """The parts of `name`, with "train" for a split that is not named."""
+    """Return the parts of `name`, with "train" for a split that is not named."""
     match = _NAME.fullmatch(name)
     if not match:
         return Problem(Source(name), "", f"is not a data set's name; allowed: {_GRAMMAR}", "error", "bad-hub-name")
@@ -34,7 +34,7 @@ def parse_hub_name(name: str) -> HubName | Problem:
 
 
 def hub_rows(name: str) -> Iterator[Header | Record | Problem]:
-    """The header where the Hub knows it, then a record for every row; lines are row numbers from 1."""
+    """Yield the header where the Hub knows it, then a record for every row; lines are row numbers from 1."""
     parts = parse_hub_name(name)
     if isinstance(parts, Problem):
         yield parts

@@ -55,7 +55,7 @@ class _Window:
 
 
 def json_array(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
-    """A record for every object of the array in `file`, a problem for every other item.
+    """Yield a record for every object of the array in `file`, a problem for every other item.
 
     Rows are found by their brackets and then read strictly one by one, so that a mistake inside one row costs that row
     only. A quote or bracket that is never closed ends the reading.
@@ -110,7 +110,7 @@ def _comma(source: Source, num_commas: int, at_end: bool) -> Problem:
 
 
 def _closing(window: _Window) -> int | None:
-    """Where the object or array that starts the window ends; None if that is nowhere within `MAX_ROW_BYTES`."""
+    """Return where the object or array that starts the window ends; None if that is nowhere within `MAX_ROW_BYTES`."""
     while True:
         depth = 0
         for token in _TOKEN.finditer(window.text, window.start):

@@ -11,11 +11,9 @@ from .rows import Source
 
 
 def json_lines(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
-    """A record for every line that holds an object, a problem for every other; blank lines and CRLF are counted."""
+    """Yield a record for every line that holds an object, a problem for every other; blank lines and CRLF are counted."""
     name = file.name
-    blank: list[int] = []
-    with_return: list[int] = []
-    num_blank = num_returns = 0
+    first_blank = first_return = num_blank = num_returns = 0
     for line in numbered_lines(file.stream, name, advance):
         if isinstance(line, Problem):
             yield line
@@ -23,20 +21,20 @@ def json_lines(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
         number, text, complete = line
         if text.endswith(b"\r"):
             num_returns += 1
-            with_return = with_return or [number]
+            first_return = first_return or number
         if not text or text.isspace():
             num_blank += 1
-            blank = blank or [number]
+            first_blank = first_blank or number
             continue
         source = Source(name, number)
         value = parse_object(text, source, complete=complete)
         yield value if isinstance(value, Problem) else Record(value, source, text)
-    if blank:
-        yield _note(name, blank[0], "blank-lines", f"first of {num_blank:,} blank lines, which are skipped")
-    if with_return:
-        message = f"first of {num_returns:,} lines that end in CRLF (Windows); read as if they ended in LF"
-        yield _note(name, with_return[0], "crlf", message)
+    if num_blank:
+        yield _note(name, first_blank, "blank-lines", "is blank, and skipped", num_blank)
+    if num_returns:
+        yield _note(name, first_return, "crlf", "ends in CRLF (Windows), and is read as if it ended in LF", num_returns)
 
 
-def _note(name: str, line: int, kind: str, message: str) -> Problem:
-    return Problem(Source(name, line), "", message, "warning", kind)
+def _note(name: str, line: int, kind: str, message: str, number: int) -> Problem:
+    more = f"; the first of {number:,} such lines" if number > 1 else ""
+    return Problem(Source(name, line), "", message + more, "warning", kind)

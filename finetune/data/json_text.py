@@ -16,7 +16,7 @@ _CONTAINERS = (dict, list)
 
 
 def parse_object(raw: bytes, source: Source, *, complete: bool = True) -> dict[str, Any] | Problem:
-    """The JSON object in `raw`, or the problem with it.
+    """Return the JSON object in `raw`, or the problem with it.
 
     Stricter than the standard library's reader, which takes NaN, half surrogates and a key given twice. `complete` is
     False where the file ended inside the line.
@@ -39,12 +39,12 @@ def parse_object(raw: bytes, source: Source, *, complete: bool = True) -> dict[s
 
 
 def as_raw(raw: bytes) -> str:
-    """`raw` as text from which `encode("utf-8", "surrogateescape")` gives the same bytes again, valid UTF-8 or not."""
+    """Return `raw` as text from which `encode("utf-8", "surrogateescape")` gives the same bytes again, valid UTF-8 or not."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def invalid_utf8(raw: bytes, source: Source) -> Problem | None:
-    """The problem with the first byte of `raw` that is not UTF-8, or None where all are."""
+    """Return the problem with the first byte of `raw` that is not UTF-8, or None where all are."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:
@@ -56,12 +56,12 @@ def invalid_utf8(raw: bytes, source: Source) -> Problem | None:
 
 
 def nesting(value: Any) -> int:
-    """The levels of objects and lists in `value`: 0 for a text or number."""
+    """Return the levels of objects and lists in `value`: 0 for a text or number."""
     return _size([value])[1] - 1
 
 
 def _size(value: Any) -> tuple[int, int]:
-    """Number of keys in all objects of `value`, and the number of levels; without recursion."""
+    """Return number of keys in all objects of `value`, and the number of levels; without recursion."""
     num_keys = depth = 0
     level = [value]
     while level:
@@ -96,7 +96,7 @@ def _too_deep(raw: bytes, source: Source) -> Problem:
 
 
 def _unreadable(raw: bytes, source: Source, error: orjson.JSONDecodeError, complete: bool) -> Problem:
-    """Why `raw` is not JSON: the causes that come up again and again by name, the rest as the parser says it."""
+    """Return why `raw` is not JSON: the causes that come up again and again by name, the rest as the parser says it."""
     if problem := invalid_utf8(raw, source):
         return problem
     if raw.startswith(b"\xef\xbb\xbf"):

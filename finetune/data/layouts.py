@@ -72,9 +72,7 @@ class Layouts:
         if started:
             _, shape, found, missing = min(started, key=lambda candidate: candidate[0])
             return Layout(shape, found, (), tuple(self._missing(column, keys) for column in missing))
-        message = (
-            f"has the keys {listed(keys)}; allowed: {known_shapes()}; or name yours: --columns question=…,answer=…"
-        )
+        message = f"has the keys {listed(keys)}; allowed: {known_shapes()}; or name yours: --columns {_example(keys)}"
         return Layout("unknown", {}, (), (Flaw("", message, "unknown-shape"),))
 
     def _missing(self, column: Column, keys: tuple[str, ...]) -> Flaw:
@@ -112,6 +110,11 @@ class FileLayouts:
             if not layout.flaws:
                 self._layout_seen(layout)
         return layout
+
+
+def _example(keys: tuple[str, ...]) -> str:
+    question, answer = keys if len(keys) == 2 and all(key.isprintable() for key in keys) else ("…", "…")
+    return f"question={question},answer={answer}"
 
 
 def _is_required(shape: str, name: str) -> bool:

@@ -25,7 +25,7 @@ class Line(NamedTuple):
 
 
 def numbered_lines(stream: BinaryIO, file: str, advance: Advance) -> Iterator[Line | Problem]:
-    """Every line of `stream`, and a problem in place of each that is longer than `MAX_ROW_BYTES`.
+    """Yield every line of `stream`, and a problem in place of each that is longer than `MAX_ROW_BYTES`.
 
     A byte order mark at the start is taken off and reported.
     """
@@ -60,7 +60,7 @@ def numbered_lines(stream: BinaryIO, file: str, advance: Advance) -> Iterator[Li
 
 
 def starts_with_bom(file: str) -> Problem:
-    """The warning for a byte order mark at the start of `file`."""
+    """Return the warning for a byte order mark at the start of `file`."""
     message = "starts with a byte order mark, which is skipped here and may upset other readers; save without BOM"
     return Problem(Source(file, 1), "", message, "warning", "bom")
 

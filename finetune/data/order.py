@@ -7,9 +7,11 @@ from .problems import Severity
 
 # An assistant turn that calls tools, which only tool turns may answer.
 CALL = "assistant with tool_calls"
+# A turn that has no known role, which has been said already: it may stand anywhere, and anything may follow.
+UNKNOWN = ""
 
+_FIRST = ("system", "user")
 _NEXT = {
-    "": ("system", "user"),
     "system": ("user",),
     "user": ("assistant", CALL),
     "assistant": ("user",),
@@ -29,24 +31,24 @@ class Misplaced(NamedTuple):
 
 @lru_cache(4096)
 def misplaced(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
-    """Every turn that may not stand where it does, of roles and `CALL` in order; empty for a sound conversation.
+    """Return every turn that may not stand where it does, of roles, `CALL` and `UNKNOWN` in order.
 
-    Most files have few orders, so each is looked at once.
+    Empty for a sound conversation. Most files have few orders, so each is looked at once.
     """
     found: list[Misplaced] = []
-    if "assistant" not in turns and CALL not in turns:
+    if not {"assistant", CALL, UNKNOWN} & set(turns):
         message = f"has no assistant turn to learn from, only: {', '.join(turns[:8])}"
         found.append(Misplaced(-1, message, "error", "no-assistant"))
-    before = ""
+    before: str | None = None
     for index, turn in enumerate(turns):
-        allowed = _NEXT[before]
-        if turn not in allowed:
+        allowed = _NEXT[before] if before else _FIRST
+        if turn != UNKNOWN and before != UNKNOWN and turn not in allowed:
             place = f'after "{before}"' if before else "at the start"
             hint = "; join turns of one role into one" if turn == before else ""
-            message = f'is "{turn}" {place}; allowed there: {", ".join(dict.fromkeys(allowed))}{hint}'
+            message = f'is "{turn}" {place}; allowed there: {", ".join(allowed)}{hint}'
             found.append(Misplaced(index, message, "error", "role-order"))
         before = turn
-    if before and before != "assistant" and not found:
+    if before not in ("assistant", UNKNOWN) and not found:
         message = f'is "{before}" and the last turn; what stands after the last assistant turn is not learned'
         found.append(Misplaced(len(turns) - 1, message, "warning", "ends-without-answer"))
     return tuple(found)

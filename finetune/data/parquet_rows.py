@@ -19,7 +19,7 @@ _BATCH_ROWS = 1024
 def parquet_rows(
     file: DataFile, advance: Advance, needed: Callable[[tuple[str, ...]], list[str]]
 ) -> Iterator[Header | Record | Problem]:
-    """The header, then a record for every row, with the columns that `needed` chose from it.
+    """Yield the header, then a record for every row, with the columns that `needed` chose from it.
 
     Lines are row numbers from 1. A file cut short or damaged gives a problem where reading stops.
     """

@@ -129,7 +129,7 @@ class _Reader:
 
 
 def _raw(record: Record) -> str:
-    """The record as it stood in the file, or as JSON where it came from a table."""
+    """Return the record as it stood in the file, or as JSON where it came from a table."""
     if record.raw:
         return as_raw(record.raw)
     return orjson.dumps(record.value, default=str).decode() if nesting(record.value) <= MAX_DEPTH else ""

@@ -15,7 +15,7 @@ _MARKUP_STARTS = ("<｜", "<|", "_of_turn>", "INST]", "<<SYS>>", "<s>", "</s>")
 
 
 def text_flaws(text: str, field: str) -> list[Flaw]:
-    """What is suspicious in `text`, called `field` in messages: one flaw a kind."""
+    """Return what is suspicious in `text`, called `field` in messages: one flaw a kind."""
     flaws: list[Flaw] = []
 
     def add(kind: str, severity: Severity, message: str) -> None:
@@ -42,7 +42,7 @@ def _around(text: str, index: int) -> str:
 
 
 def special_token_flaws(text: str, field: str, special: re.Pattern[str]) -> list[Flaw]:
-    """The special tokens of the tokenizer, as found by `special`, that are spelled out in `text`."""
+    """Return the special tokens of the tokenizer, as found by `special`, that are spelled out in `text`."""
     found = dict.fromkeys(special.findall(text))
     message = ", ".join(quoted(token) for token in found)
     allowed = "is a special token of the tokenizer: it would be read as structure, not as text"
@@ -50,5 +50,5 @@ def special_token_flaws(text: str, field: str, special: re.Pattern[str]) -> list
 
 
 def special_token_pattern(tokens: list[str]) -> re.Pattern[str]:
-    """Matches any of `tokens`, the longest first."""
+    """Return what matches any of `tokens`, the longest first."""
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")

@@ -6,7 +6,7 @@ import orjson
 
 from .formats import Draft
 from .json_text import nesting
-from .order import CALL, misplaced
+from .order import CALL, UNKNOWN, misplaced
 from .problems import Flaw
 from .rows import MESSAGE_KEYS, ROLES, Message
 from .text_flaws import text_flaws
@@ -17,7 +17,7 @@ _MAX_TOOL_DEPTH = 32
 
 
 def validate(draft: Draft) -> tuple[list[Message], list[Any] | None, list[Flaw]]:
-    """The messages and tools of `draft`, checked, and every flaw found.
+    """Return the messages and tools of `draft`, checked, and every flaw found.
 
     With a flaw of severity "error" the messages and tools are of no use.
     """
@@ -28,7 +28,7 @@ def validate(draft: Draft) -> tuple[list[Message], list[Any] | None, list[Flaw]]
 
 
 def _plain_roles(messages: Any) -> tuple[str, ...] | None:
-    """The roles where every message has a known role and some content and nothing else, as most do; else None."""
+    """Return the roles where every message has a known role and some content and nothing else, as most do; else None."""
     if type(messages) is not list or not messages:
         return None
     roles: list[str] = []
@@ -70,24 +70,19 @@ class _Explanation:
         if not messages:
             self._flaw(name, "is an empty list; allowed: at least a user and an assistant turn", "no-assistant")
             return [], None, self.flaws
-        clean: list[Message] = []
-        for index, message in enumerate(messages):
-            if (checked := self._message(index, message)) is not None:
-                clean.append(checked)
-        # Roles that are wrong themselves would only bring up more of the same.
-        if len(clean) == len(messages):
-            self._order(name, clean)
+        clean = [self._message(index, message) for index, message in enumerate(messages)]
+        self._order(name, clean)
         return clean, self._tools(), self.flaws
 
     def _flaw(self, field: str, message: str, kind: str) -> None:
         self.flaws.append(Flaw(field, message, kind))
 
-    def _message(self, index: int, message: Any) -> Message | None:
+    def _message(self, index: int, message: Any) -> Message:
         field = self.draft.field
         if type(message) is not dict:
             allowed = 'allowed: an object with "role" and "content"'
             self._flaw(field(index, ""), f"is {described(message)}; {allowed}", "wrong-type")
-            return None
+            return {"role": UNKNOWN, "content": ""}
         # Tables fill what a message lacks with null.
         given = {key: value for key, value in message.items() if value is not None or key == "content"}
         role = self._role(index, given)
@@ -105,11 +100,11 @@ class _Explanation:
         if calls:
             clean["tool_calls"] = calls
         for key, owner in (("reasoning_content", "assistant"), ("tool_calls", "assistant"), ("tool_call_id", "tool")):
-            if key in clean and role in ROLES and role != owner:
+            if key in clean and role not in (owner, UNKNOWN):
                 self._flaw(field(index, key), f'stands in a turn of "{role}"; allowed: {owner}', "misplaced-key")
         if unknown := [key for key in given if key not in _KNOWN_KEYS]:
             self._unknown_keys(index, unknown)
-        return clean if role in ROLES else None
+        return clean
 
     def _unknown_keys(self, index: int, unknown: list[str]) -> None:
         hint = next(filter(None, (nearest(key, MESSAGE_KEYS) for key in unknown)), "")
@@ -129,7 +124,7 @@ class _Explanation:
         elif role not in ROLES:
             allowed = f"{', '.join(self.draft.roles)}{nearest(role, ROLES)}"
             self._flaw(self.draft.field(index, "role"), f"is {described(role)}; allowed: {allowed}", "unknown-role")
-        return role if type(role) is str else ""
+        return role if type(role) is str and role in ROLES else UNKNOWN
 
     def _content(self, index: int, message: Message, empty_allowed: bool) -> str:
         field = self.draft.field(index, "content")

@@ -27,17 +27,18 @@ _ROLE_NAMES = {
 
 
 def quoted(text: str) -> str:
-    """`text` in double quotes, cut to 60 characters, with everything unprintable escaped.
+    """Return `text` in quotes, cut to 60 characters, with everything unprintable escaped.
 
     Data is not to be trusted: an escape sequence in it must not reach the terminal.
     """
     cut = text[:_SHOWN_CHARACTERS]
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut)
-    return f'"{shown}…"' if len(text) > _SHOWN_CHARACTERS else f'"{shown}"'
+    mark = "'" if '"' in shown else '"'
+    return f"{mark}{shown}{'…' if len(text) > _SHOWN_CHARACTERS else ''}{mark}"
 
 
 def described(value: Any) -> str:
-    """`value` and its type in a few words, as JSON would call them."""
+    """Return `value` and its type in a few words, as JSON would call them."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -57,14 +58,14 @@ def described(value: Any) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Up to eight names, quoted, and how many more there are."""
+    """Return up to eight names, quoted, and how many more there are."""
     names = list(names)
     shown = ", ".join(quoted(str(name)) for name in names[:8])
     return f"{shown} and {len(names) - 8:,} more" if len(names) > 8 else shown
 
 
 def nearest(name: Any, allowed: Iterable[str]) -> str:
-    """`; did you mean "user"?` where `name` is close to one allowed or a known other word for it, else nothing."""
+    """Return `; did you mean "user"?` for a `name` close to one allowed, or a known other word for it; else nothing."""
     if not isinstance(name, str):
         return ""
     allowed = list(allowed)
