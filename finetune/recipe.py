@@ -38,6 +38,8 @@ class ModelSettings:
     """What the weights are held in; auto takes what the checkpoint says."""
     attn_implementation: Text | None = None
     """One of transformers' implementations, such as sdpa or flash_attention_2; null lets it choose."""
+    device_map: Literal["auto"] | None = None
+    """auto spreads the layers of one process over all GPUs, for a model too large for one and without accelerate."""
     fp8: Literal["dequantize", "keep"] = "dequantize"
     """What becomes of block-fp8 weights: expanded to `dtype`, or kept as a frozen base that only adapters train on."""
     trust_remote_code: bool = False
