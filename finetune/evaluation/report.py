@@ -1,0 +1,190 @@
+"""An evaluation written down: `evaluation.json` for programs, `evaluation.md` for people, a table for the terminal."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .findings import Evaluation, HarnessScores, Side
+from .generation import Answer
+from .markdown import cell, literal, quote, table
+from .measures import CONFIDENCE, RESAMPLES, Comparison, Estimate
+
+MARKDOWN, JSON = "evaluation.md", "evaluation.json"
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
+    """Write both files into `folder`, which is made if it is not there, and return them: Markdown, JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        folder / MARKDOWN: as_markdown(evaluation),
+        folder / JSON: json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n",
+    }
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
+    markdown, data = texts
+    return markdown, data
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of `evaluation.json`."""
+    sides = {"before": evaluation.before, "after": evaluation.after}
+    return {
+        "models": {name: side.path for name, side in sides.items() if side},
+        "held_out": {"conversations": evaluation.num_conversations, "answered": len(evaluation.questions)},
+        "measures": {comparison.measure.name: _measure_json(comparison) for comparison in evaluation.comparisons},
+        "intervals": {"confidence": CONFIDENCE, "method": "paired bootstrap of examples", "resamples": RESAMPLES},
+        "generation": {
+            "greedy": True,
+            "use_mtp": evaluation.use_mtp,
+            **{
+                name: {"seconds": side.answer_s, "tokens_per_s": side.tokens_per_s}
+                for name, side in sides.items()
+                if side and side.answers
+            },
+        },
+        "lm_eval": {name: _harness_json(side.harness) for name, side in sides.items() if side and side.harness},
+        "answers": [
+            {
+                "source": question.source,
+                "messages": question.messages,
+                "reference": question.reference,
+                **{name: asdict(side.answers[index]) for name, side in sides.items() if side},
+            }
+            for index, question in enumerate(evaluation.questions)
+        ],
+        "settings": {"data": dict(evaluation.data), "evaluation": dict(evaluation.settings)},
+        "versions": dict(evaluation.versions),
+    }
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """Return the content of `evaluation.md`."""
+    before, after = evaluation.before, evaluation.after
+    subject = f"`{before.path}`" if after is None else f"`{before.path}` before training and `{after.path}` after it"
+    sections = [
+        "# Evaluation",
+        f"{subject}, on {evaluation.num_conversations:,} held-out conversations that training did not see.",
+        table(_columns(evaluation), [_figures(comparison) for comparison in evaluation.comparisons]),
+        _explanation(evaluation),
+    ]
+    if before.harness:
+        sections += ["## lm-evaluation-harness", _harness_table(before, after)]
+    number = min(evaluation.settings["num_samples"], len(evaluation.questions))
+    if number:
+        sections += ["## Answers side by side", *(_sample(evaluation, index) for index in range(number))]
+    sections += [
+        "## Versions",
+        table(("package", "version"), list(evaluation.versions.items())),
+        f"All answers, and all figures in full, are in `{JSON}`.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def summary_table(evaluation: Evaluation) -> Table:
+    """Return the figures as a table for the terminal."""
+    result = Table(title="Held-out conversations", title_justify="left")
+    for index, column in enumerate(_columns(evaluation)):
+        result.add_column(column, justify="right" if index else "left")
+    for comparison in evaluation.comparisons:
+        result.add_row(*_figures(comparison))
+    return result
+
+
+def _columns(evaluation: Evaluation) -> tuple[str, ...]:
+    return ("", "model") if evaluation.after is None else ("", "before", "after", "difference", "")
+
+
+def _figures(comparison: Comparison) -> tuple[str, ...]:
+    digits = comparison.measure.digits
+    cells = [comparison.measure.label, _estimate(comparison.before, digits)]
+    if comparison.after and comparison.difference:
+        difference = _estimate(comparison.difference, digits, sign="+")
+        cells += [_estimate(comparison.after, digits), difference, comparison.verdict]
+    return tuple(cells)
+
+
+def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def _explanation(evaluation: Evaluation) -> str:
+    text = (
+        f"In brackets the 95 % interval, by {RESAMPLES:,} bootstrap resamples of the held-out examples"
+        f"{', the same for both models' if evaluation.after else ''}. Loss and perplexity are over the assistant's "
+        "tokens, as in training."
+    )
+    if not evaluation.questions:
+        return text
+    settings = evaluation.settings
+    speeds = " and ".join(f"{side.tokens_per_s:.0f}" for side in (evaluation.before, evaluation.after) if side)
+    cut = " and ".join(
+        str(sum(not answer.finished for answer in side.answers))
+        for side in (evaluation.before, evaluation.after)
+        if side
+    )
+    return (
+        f"{text} The other figures are over {len(evaluation.questions):,} answers to held-out questions, greedy, of at "
+        f"most {settings['max_new_tokens']} tokens ({cut} were cut off there), with reasoning left out of what is "
+        f"scored. Generating them ran at {speeds} tokens a second, {settings['batch_size']} at a time"
+        f"{', with multi-token-prediction drafts' if evaluation.use_mtp else ''}."
+    )
+
+
+def _sample(evaluation: Evaluation, index: int) -> str:
+    question = evaluation.questions[index]
+    turns = [
+        f"**{message['role']}**\n\n{quote(str(message.get('content') or ''))}"
+        for message in question.messages
+        if message["role"] != "system"
+    ]
+    columns = {"before": evaluation.before, "after": evaluation.after}
+    answers = {name: _answer(side.answers[index]) for name, side in columns.items() if side}
+    header, values = [*answers, "in the data"], [*answers.values(), cell(question.reference)]
+    lines = (header, ["---"] * len(header), values)
+    return "\n\n".join(
+        [
+            f"### {index + 1}. {literal(question.source)}",
+            *turns,
+            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    )
+
+
+def _answer(answer: Answer) -> str:
+    return cell(answer.text) + ("" if answer.finished else f" *(cut off after {answer.num_tokens} tokens)*")
+
+
+def _harness_table(before: Side, after: Side | None) -> str:
+    rows = []
+    for task, metrics in before.harness.items():
+        for metric, scores in metrics.items():
+            later = [_harness_score(after.harness[task][metric])] if after else []
+            rows.append([literal(task), literal(metric), _harness_score(scores), *later])
+    return table(("task", "metric", "before", *(["after"] if after else [])), rows)
+
+
+def _harness_score(score: tuple[float, float | None]) -> str:
+    value, error = score
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def _harness_json(scores: HarnessScores) -> dict[str, Any]:
+    return {
+        task: {name: {"value": value, "standard_error": error} for name, (value, error) in metrics.items()}
+        for task, metrics in scores.items()
+    }
+
+
+def _measure_json(comparison: Comparison) -> dict[str, Any]:
+    parts = {"before": comparison.before, "after": comparison.after, "difference": comparison.difference}
+    return {
+        "label": comparison.measure.label,
+        "higher_is_better": comparison.measure.higher_is_better,
+        "num_examples": comparison.num_examples,
+        **{name: asdict(estimate) for name, estimate in parts.items() if estimate},
+        **({"verdict": comparison.verdict} if comparison.after else {}),
+    }
