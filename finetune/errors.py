@@ -13,3 +13,7 @@ class DataError(SeekletError, ValueError):
 
 class TrainingError(SeekletError, RuntimeError):
     """Training had to stop; says why, at which step, and which checkpoint is the last good one."""
+
+
+class AdapterError(SeekletError, ValueError):
+    """An adapter cannot be saved, loaded, exported or merged; names the folder or tensor and what was expected."""

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from .checkpoint_names import SCALE, slots
-from .kernels.block_fp8.reference import dequantize, scale_shape
+from .kernels.block_fp8.reference import dequantize_stacked, scale_shape
 from .kernels.grouped_experts.reference import sort_rows
+from .kernels.grouped_lora.op import LowRank, grouped_lora
 
 # Absorbed attention reads this matrix at every decode step, so it is dequantised once; it is under 0.2 % of V3.
 NEVER_KEPT = ("kv_b_proj",)
@@ -25,13 +27,13 @@ class _Fp8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, codes, scale):
         ctx.save_for_backward(codes, scale)
-        return F.linear(x, dense(codes, scale, x.dtype))
+        return F.linear(x, dequantize_stacked(codes, scale, x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         codes, scale = ctx.saved_tensors
-        return grad @ dense(codes, scale, grad.dtype), None, None
+        return grad @ dequantize_stacked(codes, scale, grad.dtype), None, None
 
 
 def fp8_linear(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -43,17 +45,6 @@ def fp8_linear(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> tor
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _Fp8Matmul.apply(x, codes, scale)
-
-
-def dense(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight (R, C) in `dtype`; `scale` as in `fp8_linear`."""
-    if scale.dim() == 2:
-        return dequantize(codes, scale, dtype)
-    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
-    parts = (codes.chunk(len(scale)), scale, weight.chunk(len(scale)))
-    for part, part_scale, out in zip(*parts, strict=True):
-        dequantize(part, part_scale, out=out)
-    return weight
 
 
 class _Fp8Module(nn.Module):
@@ -129,9 +120,35 @@ class Fp8Experts(_Fp8Module):
         self.register_buffer("down_proj_scale_inv", torch.ones((num_experts, *down), device=device))
 
     def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        low_rank: tuple[LowRank, LowRank] | None = None,
     ) -> torch.Tensor:
-        """Return the weighted sum (T, H) over the chosen experts `top_k_index` (T, K) of `hidden_states` (T, H)."""
+        """Return the weighted sum (T, H) over the chosen experts `top_k_index` (T, K) of `hidden_states` (T, H).
+
+        `low_rank` is what an adapter adds to `gate_up_proj` and to `down_proj`.
+
+        Raises:
+            RuntimeError: something else is added to the fp8 codes themselves, as plain PEFT does.
+        """
+        if is_parametrized(self):
+            raise RuntimeError(
+                "an adapter was added to the fp8 codes of the routed experts, where it changes nothing; "
+                "use seeklet.finetune.lora to attach or load it"
+            )
+        if low_rank is not None:
+            return grouped_lora(
+                hidden_states,
+                top_k_index,
+                top_k_weights,
+                self.gate_up_proj,
+                self.down_proj,
+                *low_rank,
+                self.gate_up_proj_scale_inv,
+                self.down_proj_scale_inv,
+            )
         rows, counts = sort_rows(top_k_index, self.num_experts)
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         tokens, weights = rows // top_k_index.shape[1], top_k_weights.flatten()[rows].to(wide)

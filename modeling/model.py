@@ -72,13 +72,13 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
         layers = [module for module in self.modules() if isinstance(module, SeekletMoE)]
         if not layers:
             return []
-        device = layers[0].gate.e_score_correction_bias.device
+        device = layers[0].router.e_score_correction_bias.device
         empty = torch.zeros(self.config.n_routed_experts, dtype=torch.int64, device=device)
         load = [empty if layer.expert_counts is None else layer.expert_counts.to(device) for layer in layers]
         total = sum_over_ranks(torch.stack(load), group)
         speed = self.config.bias_update_speed if speed is None else speed
         for layer, counts in zip(layers, total, strict=True):
-            bias = layer.gate.e_score_correction_bias
+            bias = layer.router.e_score_correction_bias
             bias.copy_(updated_bias(bias, counts.to(bias.device), speed))
             layer.expert_counts = None
         return list(total)

@@ -14,6 +14,7 @@ from .balance import count_experts
 from .configuration import SeekletConfig
 from .fp32_buffers import Fp32Buffers
 from .kernels.grouped_experts.op import grouped_experts
+from .kernels.grouped_lora.op import LowRank, grouped_lora
 from .kernels.router.reference import route
 from .kernels.swiglu.reference import swiglu
 from .linear import SeekletLinear
@@ -67,12 +68,19 @@ class SeekletRouter(Fp32Buffers):
         self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits (T, E) and weights (T, K), both fp32 (float64 for float64 input), and indices (T, K)."""
+    def forward(
+        self, hidden_states: torch.Tensor, logits_delta: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits (T, E) and weights (T, K), both fp32 (float64 for float64 input), and indices (T, K).
+
+        `logits_delta` (T, E) is what an adapter adds to the logits.
+        """
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         # Under autocast a product would be bf16 again, and with it ties and other choices.
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = F.linear(hidden_states.flatten(0, -2).to(wide), self.weight.to(wide))
+        if logits_delta is not None:
+            logits = logits + logits_delta
         weights, indices = route(logits, self.e_score_correction_bias, **self.routing)
         return logits, weights, indices
 
@@ -99,10 +107,18 @@ class SeekletExperts(nn.Module):
         self.act_fn = nn.SiLU()
 
     def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        low_rank: tuple[LowRank, LowRank] | None = None,
     ) -> torch.Tensor:
-        """Return the weighted sum (T, H) over the chosen experts `top_k_index` (T, K) of `hidden_states` (T, H)."""
-        return grouped_experts(hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj)
+        """Return the weighted sum (T, H) over the chosen experts `top_k_index` (T, K) of `hidden_states` (T, H).
+
+        `low_rank` is what an adapter adds to `gate_up_proj` and to `down_proj`; both are frozen then.
+        """
+        inputs = (hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj)
+        return grouped_experts(*inputs) if low_rank is None else grouped_lora(*inputs, *low_rank)
 
 
 class SeekletMoE(nn.Module):
@@ -121,6 +137,11 @@ class SeekletMoE(nn.Module):
         if config.n_shared_experts:
             self.shared_experts = SeekletMLP(config, config.moe_intermediate_size * config.n_shared_experts)
         self.expert_counts: torch.Tensor | None = None
+
+    @property
+    def router(self) -> SeekletRouter:
+        """The router itself, also where an adapter is wrapped around it."""
+        return next(module for module in self.gate.modules() if isinstance(module, SeekletRouter))
 
     def forward(
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None, count_load: bool = False

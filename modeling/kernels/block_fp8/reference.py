@@ -54,6 +54,20 @@ def dequantize(
     return out
 
 
+def dequantize_stacked(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight (R, C) in `dtype` that P matrices of equal size make, stacked by rows, each with its blocks.
+
+    `scale` is (P, M, N), or (M, N) for a single matrix.
+    """
+    if scale.dim() == 2:
+        return dequantize(codes, scale, dtype)
+    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    parts = (codes.chunk(len(scale)), scale, weight.chunk(len(scale)))
+    for part, part_scale, out in zip(*parts, strict=True):
+        dequantize(part, part_scale, out=out)
+    return weight
+
+
 def quantize(
     weight: torch.Tensor, power_of_two: bool = False, block: tuple[int, int] = BLOCK
 ) -> tuple[torch.Tensor, torch.Tensor]:

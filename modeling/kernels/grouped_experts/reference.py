@@ -19,12 +19,13 @@ def sort_rows(indices_TK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor,
     return flat.sort(stable=True).indices, torch.bincount(flat, minlength=num_experts)[:num_experts]
 
 
-def _activation(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def activation(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return gate, up and silu(gate) * up, each (S, I) in fp32 or wider, from `gate_up` (S, 2I)."""
     gate, up = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32)).chunk(2, -1)
     return gate, up, F.silu(gate).mul_(up)
 
 
-def _sum_by_token(by_row: torch.Tensor, rows: torch.Tensor, top_k: int) -> torch.Tensor:
+def sum_by_token(by_row: torch.Tensor, rows: torch.Tensor, top_k: int) -> torch.Tensor:
     """Return the sum of each token's `top_k` rows (T, H), from rows sorted by expert (S, H); fp32 inside.
 
     By inverse permutation, not by atomic adds: the same bits every time.
@@ -34,7 +35,7 @@ def _sum_by_token(by_row: torch.Tensor, rows: torch.Tensor, top_k: int) -> torch
     return F.embedding_bag(inverse.view(-1, top_k), by_row, mode="sum")
 
 
-def _hit_experts(counts: torch.Tensor) -> list[tuple[int, slice]]:
+def hit_experts(counts: torch.Tensor) -> list[tuple[int, slice]]:
     """Return (expert, its rows) of the experts that got any."""
     hit, start = [], 0
     for expert, count in enumerate(counts.tolist()):
@@ -55,18 +56,18 @@ def forward_loop(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save: bo
     weights = weights_TK.flatten().index_select(0, rows)[:, None]
     gate_up = x.new_empty(x.shape[0], gate_up_proj.shape[1])
     by_row = torch.empty_like(x)
-    for expert, part in _hit_experts(counts):
+    for expert, part in hit_experts(counts):
         hidden = matmul(x[part], gate_up_proj[expert].t(), out=gate_up[part])
-        weighted = _activation(hidden)[2].mul_(weights[part]).to(x.dtype)
+        weighted = activation(hidden)[2].mul_(weights[part]).to(x.dtype)
         matmul(weighted, down_proj[expert].t(), out=by_row[part])
-    return _sum_by_token(by_row, rows, top_k), gate_up if save else gate_up.new_empty(0, gate_up.shape[1]), rows, counts
+    return sum_by_token(by_row, rows, top_k), gate_up if save else gate_up.new_empty(0, gate_up.shape[1]), rows, counts
 
 
 def forward_one_token(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj):
     """Return the output (1, H) for a single token, whose experts get one row each: nothing to sort or to gather."""
     experts = indices_TK[0].tolist()
     gate_up = torch.cat([F.linear(x_TH, gate_up_proj[expert]) for expert in experts])
-    weighted = _activation(gate_up)[2].mul_(weights_TK.t()).to(x_TH.dtype).split(1)
+    weighted = activation(gate_up)[2].mul_(weights_TK.t()).to(x_TH.dtype).split(1)
     by_row = torch.cat([F.linear(row, down_proj[expert]) for row, expert in zip(weighted, experts, strict=True)])
     return by_row.sum(0, keepdim=True)
 
@@ -80,12 +81,12 @@ def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, r
     by_row, grad_weights = torch.empty_like(x), torch.empty(rows.numel(), dtype=wide, device=x.device)
     projections = (gate_up_proj, down_proj)
     grads = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in projections]
-    hit = _hit_experts(counts)
+    hit = hit_experts(counts)
     if needs_weights and len(hit) < gate_up_proj.shape[0]:
         for grad in grads:
             grad[counts == 0] = 0
     for expert, part in hit:
-        gate, up, active = _activation(gate_up[part])
+        gate, up, active = activation(gate_up[part])
         grad_active = matmul(grad_rows[part], down_proj[expert]).to(wide)
         # The weighted sum over I both gives the weight's gradient and spares keeping the down projection's output.
         grad_weights[rows[part]] = (grad_active * active).sum(-1)
@@ -95,7 +96,7 @@ def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, r
             matmul_over_rows(grad_hidden, x[part], out=grads[0][expert])
             matmul_over_rows(grad_rows[part], active.mul_(weights[part]).to(x.dtype), out=grads[1][expert])
     grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
-    return _sum_by_token(by_row, rows, top_k), grad_weights, *grads
+    return sum_by_token(by_row, rows, top_k), grad_weights, *grads
 
 
 def forward_grouped(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save: bool):
@@ -106,9 +107,9 @@ def forward_grouped(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save:
     wide = torch.promote_types(x_TH.dtype, torch.float32)
     tokens, weights = rows // top_k, weights_TK.flatten()[rows].to(wide)
     gate_up = F.grouped_mm(x_TH[tokens], gate_up_proj.transpose(-2, -1), offs=ends)
-    weighted = _activation(gate_up)[2].mul_(weights[:, None]).to(x_TH.dtype)
+    weighted = activation(gate_up)[2].mul_(weights[:, None]).to(x_TH.dtype)
     result = F.grouped_mm(weighted, down_proj.transpose(-2, -1), offs=ends)
-    return _sum_by_token(result, rows, top_k), gate_up if save else gate_up[:0].clone(), rows, counts
+    return sum_by_token(result, rows, top_k), gate_up if save else gate_up[:0].clone(), rows, counts
 
 
 def backward_grouped(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights: bool):
@@ -118,7 +119,7 @@ def backward_grouped(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up
     wide = torch.promote_types(x_TH.dtype, torch.float32)
     tokens, weights = rows // top_k, weights_TK.flatten()[rows].to(wide)[:, None]
     grad = grad_TH[tokens].contiguous()
-    gate, up, active = _activation(gate_up)
+    gate, up, active = activation(gate_up)
     grad_active = F.grouped_mm(grad, down_proj, offs=ends).to(wide)
     grad_rows = (grad_active * active).sum(-1)
     grad_gate, grad_up = swiglu_backward(grad_active.mul_(weights), gate, up)
@@ -132,7 +133,7 @@ def backward_grouped(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up
     grad_weights = torch.empty_like(grad_rows)
     grad_weights[rows] = grad_rows
     return (
-        _sum_by_token(by_row, rows, top_k),
+        sum_by_token(by_row, rows, top_k),
         grad_weights.view_as(weights_TK).to(weights_TK.dtype),
         grad_gate_up_proj,
         grad_down_proj,
