@@ -1,0 +1,42 @@
+"""The model of a recipe without its weights: the shapes and dtypes of everything it would hold."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from seeklet.modeling.checkpoint_names import is_fp8_weight
+from seeklet.modeling.fp8 import install_fp8
+
+from .errors import RecipeError
+from .recipe import ModelSettings
+
+
+def load_config(settings: ModelSettings) -> PreTrainedConfig:
+    """Return the config of the recipe's model; only that is read, or fetched from the Hub.
+
+    Raises:
+        RecipeError: there is none, or it is of no known kind.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.path: {settings.path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def build_meta_model(settings: ModelSettings) -> PreTrainedModel:
+    """Return the model on the meta device, in the dtypes that training holds it in; no weight is read.
+
+    Raises:
+        RecipeError: there is no such model, or `fp8: keep` is asked of one that is not block-fp8.
+    """
+    config = load_config(settings)
+    stored_dtype = getattr(config, "dtype", None) or torch.float32
+    dtype = stored_dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+    if settings.fp8 == "keep":
+        if getattr(config, "quantization_config", None) is None:
+            raise RecipeError(f"model.fp8: keep, but {settings.path} is not a block-fp8 checkpoint")
+        install_fp8(model, is_fp8_weight, dtype)
+    return model
