@@ -1,5 +1,6 @@
 """How much memory training takes, by part: counted where it can be counted, and said where it is an estimate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,12 +72,12 @@ def measure_memory(model: nn.Module, optimizer: str, batch: Batch) -> Memory:
     )
 
 
-def _count_bytes(tensors: list[torch.Tensor]) -> int:
+def _count_bytes(tensors: Sequence[torch.Tensor]) -> int:
     # Tied weights are one tensor under two names.
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
-def _count_optimizer_bytes(trainable: list[torch.Tensor], optimizer: str) -> int | None:
+def _count_optimizer_bytes(trainable: Sequence[torch.Tensor], optimizer: str) -> int | None:
     if optimizer not in OPTIMIZER_STATES:
         return None
     tensors, extra_bytes = OPTIMIZER_STATES[optimizer]
