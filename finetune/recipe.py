@@ -76,6 +76,8 @@ class EvaluationSettings:
     """Texts that end an answer, beside the model's own end-of-sequence token."""
     batch_size: Annotated[int, POSITIVE] = 8
     """Conversations answered at a time."""
+    use_mtp: bool = False
+    """Whether multi-token-prediction modules draft the answers: the same answers, sooner where they guess well."""
     lm_eval: tuple[Text, ...] = ()
     """Tasks of lm-evaluation-harness that run as well, where that is installed."""
     lm_eval_limit: Annotated[int, POSITIVE] | None = None
