@@ -1,0 +1,191 @@
+"""Conversations as token ids with a mask of what is trained on, in as many processes as pay off."""
+
+import os
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from .problems import Problem
+from .rows import Row
+from .template import ChatTemplate, Rendered, left_out, render
+
+# Long enough that handing a batch to another process costs nothing against tokenising it, some 0.1 s.
+_BATCH = 256
+# Starting a process takes some 6 s, as long as tokenising about so many rows.
+_ROWS_WORTH_A_PROCESS = 20_000
+
+
+class TokenRow(NamedTuple):
+    """A row as token ids (int32), and beside each whether it is trained on (uint8, 0 or 1)."""
+
+    row: Row
+    input_ids: npt.NDArray[np.int32]
+    assistant_mask: npt.NDArray[np.uint8]
+    # Whether tokens were cut off at the end.
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class RowTokenizer:
+    """Makes token rows out of rows.
+
+    `max_tokens` bounds their length. A longer row becomes a problem, or is cut off after `max_tokens` if `truncate`
+    is set; then it becomes a problem if nothing is left in it to train on.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    max_tokens: int
+    truncate: bool = False
+    assistant_only: bool = True
+
+    def __call__(self, rows: Sequence[Row]) -> list[TokenRow | Problem]:
+        """Return for each row its tokens, or why it has none that can be trained on."""
+        rendered = [self._render(row) for row in rows]
+        texts = [made for made in rendered if isinstance(made, Rendered)]
+        encoded = iter(encode(self.tokenizer, texts))
+        return [
+            made if isinstance(made, Problem) else self._token_row(row, *next(encoded))
+            for row, made in zip(rows, rendered, strict=True)
+        ]
+
+    def _render(self, row: Row) -> Rendered | Problem:
+        try:
+            rendered = render(self.tokenizer, self.template, row.messages, row.tools)
+        except TemplateError as error:
+            message = f"is refused by the chat template {self.template.name}: {error}"
+            return Problem(row.source, "messages", message, "error", "template-refuses")
+        if (field := left_out(row, rendered)) is not None:
+            message = (
+                f"is left out by the chat template {self.template.name}; allowed: what it writes. Take another with "
+                "data.chat_template, or remove the field or move its text into a content"
+            )
+            return Problem(row.source, field, message, "error", "template-leaves-out")
+        if not self.assistant_only:
+            rendered = Rendered(rendered.text, [(0, len(rendered.text))])
+        return rendered
+
+    def _token_row(self, row: Row, input_ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8]) -> TokenRow | Problem:
+        num_tokens = len(input_ids)
+        if not mask.any():
+            message = f"has no token to train on behind the chat template {self.template.name}"
+            return Problem(row.source, "messages", message, "error", "nothing-to-train")
+        if num_tokens <= self.max_tokens:
+            return TokenRow(row, input_ids, mask)
+        message = f"has {num_tokens:,} tokens; allowed: at most data.max_tokens, {self.max_tokens:,}"
+        if self.truncate:
+            input_ids, mask = input_ids[: self.max_tokens], mask[: self.max_tokens]
+            if mask.any():
+                return TokenRow(row, input_ids, mask, truncated=True)
+            message += ", and before the cut nothing to train on"
+        return Problem(row.source, "messages", message, "error", "too-long")
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]
+) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]:
+    """Return the token ids of each text and which of them hold a character that the model generates.
+
+    A tokenizer that cannot say where its tokens stand in the text is given the stretches one by one instead, as it is
+    when the model answers: what precedes an answer is tokenised without it.
+    """
+    if not texts:
+        return []
+    if not tokenizer.is_fast:
+        return [_encode_in_parts(tokenizer, rendered) for rendered in texts]
+    batch = tokenizer([rendered.text for rendered in texts], add_special_tokens=False, verbose=False)
+    encoded = []
+    for i, (_, generated) in enumerate(texts):
+        encoding = batch[i]
+        mask = np.zeros(len(encoding.ids), dtype=np.uint8)
+        # Starts and ends of tokens never fall, also where several tokens make up one character.
+        offsets = encoding.offsets
+        for start, end in generated:
+            first = bisect_right(offsets, start, key=lambda offset: offset[1])
+            last = bisect_left(offsets, end, key=lambda offset: offset[0])
+            mask[first:last] = 1
+        encoded.append((np.array(encoding.ids, dtype=np.int32), mask))
+    return encoded
+
+
+def _encode_in_parts(
+    tokenizer: PreTrainedTokenizerBase, rendered: Rendered
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    cuts = [0, *(cut for stretch in rendered.generated for cut in stretch), len(rendered.text)]
+    parts = [
+        tokenizer.encode(rendered.text[start:end], add_special_tokens=False)
+        for start, end in zip(cuts[:-1], cuts[1:], strict=True)
+    ]
+    # Every other part is generated.
+    mask = [np.full(len(part), i % 2, dtype=np.uint8) for i, part in enumerate(parts)]
+    return np.array([token for part in parts for token in part], dtype=np.int32), np.concatenate(mask)
+
+
+def tokenize_rows(
+    rows: Iterable[Row], tokenize: RowTokenizer, num_processes: int | None = None
+) -> Iterator[TokenRow | Problem]:
+    """Yield what `tokenize` makes of each row, in order, holding few rows at a time.
+
+    By default other processes help where more than two cores are free and there are enough rows for them to pay off.
+    """
+    rows = iter(rows)
+    if num_processes is None:
+        head = list(islice(rows, _ROWS_WORTH_A_PROCESS))
+        yield from _in_batches(head, tokenize)
+        # Rendering is Python and needs processes; tokenising itself has threads in any case.
+        num_processes = len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_processes < 2:
+        yield from _in_batches(rows, tokenize)
+    else:
+        yield from _in_processes(rows, tokenize, min(num_processes, 16))
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
+
+
+def _in_batches(rows: Iterable[Row], tokenize: RowTokenizer) -> Iterator[TokenRow | Problem]:
+    for batch in _batches(rows):
+        yield from tokenize(batch)
+
+
+def _in_processes(rows: Iterable[Row], tokenize: RowTokenizer, num_processes: int) -> Iterator[TokenRow | Problem]:
+    batches = _batches(rows)
+    if (first := next(batches, None)) is None:
+        return
+    # Started afresh: a process forked off threads, of torch or of a tokenizer, may hang.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, _start_worker, (tokenize,)) as pool:
+        pending: deque[Future[list[TokenRow | Problem]]] = deque([pool.submit(_work, first)])
+        for batch in batches:
+            pending.append(pool.submit(_work, batch))
+            if len(pending) > 3 * num_processes:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+_tokenize: RowTokenizer
+
+
+def _start_worker(tokenize: RowTokenizer) -> None:
+    global _tokenize
+    _tokenize = tokenize
+    # The processes are as many as the cores already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _work(batch: list[Row]) -> list[TokenRow | Problem]:
+    return _tokenize(batch)
