@@ -46,7 +46,6 @@ class Evaluation:
     """The recipe's data section."""
     settings: Mapping[str, Any]
     """The recipe's evaluation section."""
-    use_mtp: bool
     versions: Mapping[str, str]
 
     @property

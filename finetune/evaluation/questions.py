@@ -8,7 +8,8 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from ..data.rows import Row
-from .answers import END_OF_THINKING, THINK
+from ..data.template import ChatTemplate, render
+from .answers import THINK, final_answer
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,19 @@ class Question:
     """Whether the template has begun the assistant's reasoning with `<think>`."""
 
 
-def read_questions(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
-) -> list[Question]:
-    """Return a question for each row whose last message is an assistant's and has text.
-
-    `chat_template` is the template itself; None takes the tokenizer's.
-    """
+def read_questions(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[Question]:
+    """Return a question for each row whose last message is an assistant's and says something besides its reasoning."""
     questions = []
     for row in rows:
         *before, last = row.messages
-        if last["role"] != "assistant" or not last["content"].strip() or not before:
+        reference = final_answer(last["content"])
+        if last["role"] != "assistant" or not reference or not before:
             continue
-        prompt = cast(
-            str,
-            tokenizer.apply_chat_template(
-                before,
-                tools=row.tools,
-                chat_template=chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            ),
-        )
+        prompt = render(tokenizer, template, before, row.tools, add_generation_prompt=True).text
         # As training does: the template has written the special tokens already.
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = prompt.rstrip()
-        thinking = tail.endswith(THINK) and not tail.endswith(END_OF_THINKING)
-        questions.append(Question(before, last["content"], str(row.source), cast(list[int], ids), thinking))
+        ids = cast(list[int], tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        thinking = prompt.rstrip().endswith(THINK)
+        questions.append(Question(before, reference, str(row.source), ids, thinking))
     return questions
 
 

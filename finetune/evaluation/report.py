@@ -38,7 +38,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "intervals": {"confidence": CONFIDENCE, "method": "paired bootstrap of examples", "resamples": RESAMPLES},
         "generation": {
             "greedy": True,
-            "use_mtp": evaluation.use_mtp,
+            "use_mtp": evaluation.settings["use_mtp"],
             **{
                 name: {"seconds": side.answer_s, "tokens_per_s": side.tokens_per_s}
                 for name, side in sides.items()
@@ -130,7 +130,7 @@ def _explanation(evaluation: Evaluation) -> str:
         f"{text} The other figures are over {len(evaluation.questions):,} answers to held-out questions, greedy, of at "
         f"most {settings['max_new_tokens']} tokens ({cut} were cut off there), with reasoning left out of what is "
         f"scored. Generating them ran at {speeds} tokens a second, {settings['batch_size']} at a time"
-        f"{', with multi-token-prediction drafts' if evaluation.use_mtp else ''}."
+        f"{', with multi-token-prediction drafts' if settings['use_mtp'] else ''}."
     )
 
 

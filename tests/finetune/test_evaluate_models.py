@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from seeklet.finetune.data.rows import Row, Source
+from seeklet.finetune.data.template import choose_template
 from seeklet.finetune.evaluation import likelihood
 from seeklet.finetune.evaluation.generation import Answer, generate_answers, read_answer
 from seeklet.finetune.evaluation.likelihood import Scored, answer_losses
@@ -135,29 +136,28 @@ def test_question_is_the_last_assistant_turn(tokenizer: PreTrainedTokenizerBase)
             ("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "So long.")
         ),
         row(("user", "Hi")),
-        row(("user", "Hi"), ("assistant", " ")),
+        row(("user", "Hi"), ("assistant", "<think>Nothing to say.</think> ")),
     ]
-    (found,) = read_questions(rows, tokenizer)
+    (found,) = read_questions(rows, tokenizer, choose_template(tokenizer, "deepseek-v3"))
     assert (found.reference, found.source, len(found.messages)) == ("So long.", "faq.jsonl:7", 4)
-    expected = (
+    assert tokenizer.decode(found.prompt_ids) == (
         "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Hi<｜Assistant｜>Hello.<｜end▁of▁sentence｜>"
         "<｜User｜>Bye<｜Assistant｜>"
     )
-    text = tokenizer.decode(found.prompt_ids)
-    assert text.removesuffix("<think>\n") == expected
-    assert found.thinking is text.endswith("<think>\n")
+    assert not found.thinking
 
 
-def test_question_by_another_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    template = "{{ messages[-1]['content'] }}{% if add_generation_prompt %} ANSWER: <think>{% endif %}"
-    (found,) = read_questions([row(("user", "Hi"), ("assistant", "Hello."))], tokenizer, template)
+def test_reasoning_is_begun_by_the_template_and_no_part_of_the_reference(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [row(("user", "Hi"), ("assistant", "<think>A greeting.</think>\n\nHello."))]
+    (found,) = read_questions(rows, tokenizer, choose_template(tokenizer, "deepseek-r1"))
     # No begin-of-sentence token but what the template writes.
-    assert (tokenizer.decode(found.prompt_ids), found.thinking) == ("Hi ANSWER: <think>", True)
+    assert tokenizer.decode(found.prompt_ids) == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>\n"
+    assert (found.thinking, found.reference) == (True, "Hello.")
 
 
 def test_choice_is_drawn_once_and_in_order(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [row(("user", str(number)), ("assistant", str(number))) for number in range(20)]
-    questions = read_questions(rows, tokenizer)
+    questions = read_questions(rows, tokenizer, choose_template(tokenizer, "deepseek-v3"))
     assert choose(questions, 20, seed=0) == questions
     chosen = [int(question.reference) for question in choose(questions, 5, seed=0)]
     assert chosen == [int(question.reference) for question in choose(questions, 5, seed=0)]

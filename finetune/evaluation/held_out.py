@@ -1,0 +1,58 @@
+"""The held-out split of a recipe: the very tokens and masks training would use, and the questions in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ..data.prepare import prepare
+from ..data.template import choose_template
+from ..errors import DataError
+from ..recipe import Recipe
+from .likelihood import Scored
+from .questions import Question, choose, read_questions
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Conversations that training does not see."""
+
+    scored: Sequence[Scored]
+    """All of them, for the loss."""
+    questions: Sequence[Question]
+    """Those to be answered."""
+
+    @property
+    def last_trained_tokens(self) -> set[int]:
+        """What conversations end with for a model trained on them: the template's end of a turn."""
+        return {row.input_ids[_last(row.assistant_mask)] for row in self.scored}
+
+
+def read_held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+    """Return the recipe's held-out conversations, prepared as training prepares them.
+
+    Raises:
+        DataError: the data cannot be used, or nothing is held out.
+    """
+    data, settings = recipe.data, recipe.evaluation
+    prepared = prepare(data, tokenizer)
+    scored = [
+        Scored(row["input_ids"], row["assistant_masks"])
+        for row in prepared.validation
+        # The first token is never predicted.
+        if any(row["assistant_masks"][1:])
+    ]
+    if not scored:
+        raise DataError(
+            f"nothing is held out to evaluate on: data.validation is {data.validation}; allowed: files, or a share "
+            "large enough to hold a conversation"
+        )
+    template = choose_template(tokenizer, data.chat_template, data.assistant_only)
+    questions = read_questions(prepared.validation_rows, tokenizer, template)
+    # The loss needs no answers; the report shows some in any case.
+    wanted = settings.num_examples if set(settings.metrics) - {"loss"} else settings.num_samples
+    return HeldOut(scored, choose(questions, wanted, data.seed))
+
+
+def _last(mask: Sequence[int]) -> int:
+    return max(index for index, trained in enumerate(mask) if trained)
