@@ -4,10 +4,9 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
@@ -18,8 +17,8 @@ from transformers.utils.generic import can_return_tuple
 from .balance import count_experts, sequence_balance_loss, sequence_ids
 from .cache import LatentCache
 from .configuration import SeekletConfig
-from .kernels.linear_cross_entropy.reference import linear_cross_entropy
-from .linear import SeekletLinear, has_plain_weight
+from .head_loss import summed_head_loss
+from .linear import SeekletLinear
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp import IGNORE_INDEX, mtp_labels, shift_left
 from .mtp_generation import check_mtp_request, generate_with_mtp
@@ -68,6 +67,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         return_logits: bool | None = None,
         output_expert_load: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        mtp_loss: Literal["off", "detached", "full"] = "full",
         **kwargs: Any,
     ) -> SeekletCausalLMOutput:
         """Return logits and, with `labels` (B, S), losses.
@@ -80,6 +80,8 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             output_expert_load: also return how many tokens, padding left out, each expert of each MoE layer got.
             num_items_in_batch: labels in the whole batch of an optimiser step (transformers' Trainer gives it); the
                 losses are then sums divided by it, so that they add up over gradient accumulation.
+            mtp_loss: how the MTP modules are trained in a training pass: by a loss whose gradient goes on into the
+                main model, the embedding and the head ("full"), by one that ends in the modules ("detached"), or not.
         """
         shift_labels = kwargs.pop("shift_labels", None)
         asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
@@ -105,7 +107,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         losses = {}
         if has_labels:
             losses = self._losses(
-                hidden, outputs.router_logits, labels, shift_labels, inputs, num_items_in_batch, kwargs
+                hidden, outputs.router_logits, labels, shift_labels, inputs, num_items_in_batch, mtp_loss, kwargs
             )
         expert_load = None
         if output_expert_load:
@@ -139,6 +141,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         shift_labels: torch.Tensor | None,
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None,
+        mtp_loss: str,
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         """Return the losses of the output by their names; MTP and balance in training with `labels` only."""
@@ -150,10 +153,8 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             labels = torch.cat((torch.full_like(shift_labels[:, :1], IGNORE_INDEX), shift_labels[:, :-1]), dim=1)
         losses = {"lm_loss": self.head_loss(hidden, shift_labels, num_items_in_batch)}
         loss = losses["lm_loss"]
-        if self.training and self.config.num_nextn_predict_layers:
-            states = self.model.mtp_hidden_states(hidden, **inputs, **kwargs)
-            positions = self._mtp_positions(inputs, kwargs)
-            losses["mtp_loss"] = self.mtp_loss(states, labels, positions, num_items_in_batch)
+        if self.training and self.config.num_nextn_predict_layers and mtp_loss != "off":
+            losses["mtp_loss"] = self._mtp_loss(hidden, labels, inputs, num_items_in_batch, mtp_loss, kwargs)
             loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"].to(loss.device)
         if self.training and self._has_balance_loss():
             assert router_logits is not None
@@ -167,22 +168,38 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             loss = loss + (self.config.balance_loss_weight * share * losses["balance_loss"]).to(loss.device)
         return {"loss": loss, **losses}
 
+    def _mtp_loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+        mode: str,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        if mode not in ("detached", "full"):
+            raise ValueError(f"mtp_loss is {mode!r}; allowed: off, detached, full")
+        positions, seen = self._mtp_positions(inputs, kwargs), inputs
+        if mode == "detached":
+            embeds = self.model._embed(inputs["input_ids"], inputs["inputs_embeds"]).detach()
+            hidden, seen = hidden.detach(), inputs | {"input_ids": None, "inputs_embeds": embeds}
+        states = self.model.mtp_hidden_states(hidden, **seen, **kwargs)
+        return self.mtp_loss(states, labels, positions, num_items_in_batch, head_is_constant=mode == "detached")
+
     def head_loss(
-        self, hidden: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        head_is_constant: bool = False,
     ) -> torch.Tensor:
         """Return the mean cross entropy (nats) of the head at `targets` (B, S), without materialising logits.
 
         `hidden` is (B, S, H), normed. The mean is over targets that are not -100, or the sum is divided by
-        `num_items_in_batch`. NaN where nothing is labelled, as in PyTorch.
+        `num_items_in_batch`. NaN where nothing is labelled, as in PyTorch. With `head_is_constant` the gradient reaches
+        `hidden` only.
         """
-        targets = targets.flatten().to(hidden.device)
-        if has_plain_weight(self.lm_head) and self.lm_head.weight.device == hidden.device:
-            total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, IGNORE_INDEX)
-        else:
-            # An adapter, a quantised, offloaded or tensor-parallel head: only its own forward knows its matrix.
-            logits = self.lm_head(hidden.flatten(0, 1)).float()
-            targets = targets.to(logits.device)
-            total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        total = summed_head_loss(self.lm_head, hidden.flatten(0, 1), targets.flatten(), head_is_constant)
         items = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
         return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
 
@@ -192,6 +209,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        head_is_constant: bool = False,
     ) -> torch.Tensor:
         """Return the mean over the D modules of their cross entropy: equation 25 without lambda.
 
@@ -199,6 +217,8 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             states: h^1 ... h^D from `model.mtp_hidden_states`.
             labels: (B, S), not shifted.
             position_ids: (B or 1, S), where sequences are packed or padded: each starts at 0, padding is 0.
+            num_items_in_batch: as in `forward`.
+            head_is_constant: the gradient reaches `states` but not the head.
         """
         losses = []
         for depth, hidden in enumerate(states, start=1):
@@ -207,7 +227,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             items = num_items_in_batch
             if items is None:
                 items = (targets != IGNORE_INDEX).sum().clamp(min=1)
-            losses.append(self.head_loss(hidden, targets, items))
+            losses.append(self.head_loss(hidden, targets, items, head_is_constant))
         return torch.stack(losses).mean()
 
     def balance_loss(

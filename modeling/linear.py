@@ -19,7 +19,8 @@ class SeekletLinear(nn.Linear):
 def has_plain_weight(layer: nn.Module) -> bool:
     """Return whether `layer.weight` is the layer's whole matrix and may be read beside its forward.
 
-    Not so behind an adapter, in a quantised or tensor-parallel layer, or where a hook brings the weight to the device
-    for each call (offloading, several devices).
+    Not so behind an adapter, in a quantised or tensor-parallel layer, where a hook brings the weight to the device for
+    each call (offloading, several devices), or where there is a bias besides.
     """
-    return type(layer) is SeekletLinear and type(layer.weight) is nn.Parameter and not hasattr(layer, "_hf_hook")
+    is_plain = type(layer) in (SeekletLinear, nn.Linear) and type(layer.weight) is nn.Parameter
+    return is_plain and layer.bias is None and not hasattr(layer, "_hf_hook")

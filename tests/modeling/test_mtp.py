@@ -114,6 +114,30 @@ def test_gradient_reaches_every_module_the_trunk_and_what_they_share() -> None:
     assert unchanged == []
 
 
+def test_detached_gradient_stays_in_the_modules() -> None:
+    """There it is that of the full mode; everywhere else it is that of no MTP loss at all."""
+    tokens = draw_tokens(2, 9)
+    results, losses = {}, {}
+    for mode in ("off", "detached", "full"):
+        model = build_ours(num_nextn_predict_layers=2, mtp_loss_weight=0.5, balance_loss_weight=0.0).double()
+        output = model(tokens, labels=tokens, mtp_loss=mode)
+        output.loss.backward()
+        results[mode], losses[mode] = gradients(model), output.mtp_loss
+    assert losses["off"] is None and torch.equal(losses["detached"], losses["full"])
+    own = ("model.layers.3.", "model.layers.4.")
+    for name, actual in results["detached"].items():
+        is_own = name.startswith(own)
+        assert relative_error(actual, results["full" if is_own else "off"][name]) <= EXACT, name
+    reached = [name for name in results["full"] if not torch.equal(results["full"][name], results["off"][name])]
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"} <= set(reached)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    tokens = draw_tokens(1, 5)
+    with pytest.raises(ValueError, match="mtp_loss is 'half'; allowed: off, detached, full"):
+        build_ours(num_nextn_predict_layers=1)(tokens, labels=tokens, mtp_loss="half")
+
+
 @pytest.mark.parametrize("depths", [1, 2])
 def test_other_packed_sequences_do_not_change_the_loss(depths: int) -> None:
     model = build_ours(num_nextn_predict_layers=depths, balance_loss_weight=0.0).double()

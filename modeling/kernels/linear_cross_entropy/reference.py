@@ -14,6 +14,9 @@ CHUNK_ELEMENTS = 2**22
 MIN_CHUNK_ROWS = 256
 # Of these, the softmax is taken over so many numbers at a time, which stay in the processor's cache.
 SOFTMAX_ELEMENTS = 2**19
+# The weight gradient of a chunk is made and added in parts of so many numbers, since a second one of the whole weight
+# would be most of the peak memory (benchmarks/LOG.md).
+WEIGHT_ELEMENTS = 2**22
 
 
 def _losses_and_gradient(
@@ -36,6 +39,13 @@ def _losses_and_gradient(
     return total
 
 
+def _add_weight_gradient(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    """Add `grad_logits.T @ hidden` to `total` (V, H), of `grad_logits` (rows, V) and `hidden` (rows, H)."""
+    rows = max(1, WEIGHT_ELEMENTS // hidden.shape[1])
+    for part, grad in zip(total.split(rows), grad_logits.split(rows, dim=1), strict=True):
+        part += matmul_over_rows(grad, hidden)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Takes the gradients along in the forward pass, where each chunk's logits are at hand."""
 
@@ -44,7 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = None
+        # Sums of chunks are kept in fp32, as one product over all rows would have kept them.
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = hidden.new_zeros((), dtype=wide)
         rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
@@ -55,10 +66,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
             if grad_hidden is not None:
                 matmul(logits, weight, out=grad_hidden[start : start + rows])
-            if needs_weight:
-                part = matmul_over_rows(logits, chunk)
-                # Sums of chunks are kept in fp32, as one product over all rows would have kept them.
-                grad_weight = part.to(wide) if grad_weight is None else grad_weight.add_(part)
+            if grad_weight is not None:
+                _add_weight_gradient(grad_weight, logits, chunk)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total

@@ -1,0 +1,157 @@
+"""Loss of the output head: ours beside cross entropy of the full logits and beside TRL's own chunks.
+
+    python -m benchmarks.bench_head_loss [--threads 2] [--repeats 5] [--out benchmarks/results]
+
+4,096 tokens, hidden size 512, vocabulary 129,280; forward and backward, with the head trained (full fine-tuning) and
+frozen (LoRA). Time in one process, in turns; peak memory each in a fresh process, above the inputs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+from benchmarks.memory import GIVE_BACK, ROOT, resident_mib
+from benchmarks.run import machine
+from benchmarks.timing import Comparison, compare
+from seeklet.modeling.kernels.linear_cross_entropy.reference import linear_cross_entropy
+
+TOKENS, HIDDEN, VOCAB = 4096, 512, 129_280
+# As SFTTrainer of TRL 1.16 calls it: tiles over the vocabulary, and the metrics it logs.
+TRL_TILE, TRL_OUTPUTS = 32_768, ("log_probs", "entropy", "is_top1")
+MEMORY_TARGET, SPEED_TARGET = 0.15, 1.0
+MEMORY_REPEATS = 3
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def full_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy as transformers computes it: all logits, in fp32."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets)
+
+
+def trl_chunks(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy as TRL's SFTTrainer computes it."""
+    log_probs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, TRL_TILE, None, 1.0, TRL_OUTPUTS)
+    return -log_probs.mean()
+
+
+def ours(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy as seeklet computes it."""
+    return linear_cross_entropy(hidden, weight, targets) / targets.numel()
+
+
+LOSSES: dict[str, Loss] = {"ours": ours, "full": full_logits, "trl": trl_chunks}
+PEERS = {"full": "full logits", "trl": "TRL's chunks"}
+
+
+def draw_inputs(dtype: torch.dtype, head_trained: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return hidden states (T, H), the head's weight (V, H) and targets (T,)."""
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN).to(dtype).requires_grad_()
+    weight = (torch.randn(VOCAB, HIDDEN) / HIDDEN**0.5).to(dtype).requires_grad_(head_trained)
+    return hidden, weight, torch.randint(0, VOCAB, (TOKENS,))
+
+
+def step(loss: Loss, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float:
+    """Run forward and backward, and return the loss."""
+    value = loss(*inputs)
+    value.backward()
+    for tensor in inputs:
+        tensor.grad = None
+    return value.item()
+
+
+def compare_speed(peer: str, dtype: torch.dtype, head_trained: bool, repeats: int) -> Comparison:
+    """Return the comparison of a forward and backward pass with one peer."""
+    inputs = draw_inputs(dtype, head_trained)
+    name = f"{str(dtype).removeprefix('torch.')}, head {'trained' if head_trained else 'frozen'}, {PEERS[peer]}"
+    return compare(name, SPEED_TARGET, lambda: step(ours, inputs), lambda: step(LOSSES[peer], inputs), repeats)
+
+
+def peak_once(which: str, dtype: str, head: str) -> float:
+    """Return the peak memory (MiB) above the inputs of one pass; to be called in a fresh process."""
+    inputs = draw_inputs(getattr(torch, dtype), head == "trained")
+    # Libraries load and threads start on a small piece first.
+    step(LOSSES[which], (inputs[0][:64].detach().requires_grad_(), inputs[1][:1024].detach(), inputs[2][:64] % 1024))
+    base = resident_mib()
+    Path("/proc/self/clear_refs").write_text("5")
+    step(LOSSES[which], inputs)
+    return resident_mib("VmHWM") - base
+
+
+def peak_mib(which: str, dtype: str, head: str, threads: int) -> float:
+    """Return the median peak memory (MiB) of one pass over fresh processes."""
+    command = [sys.executable, "-m", "benchmarks.bench_head_loss", "--threads", str(threads)]
+    command += ["--peak", which, dtype, head]
+    peaks = []
+    for _ in range(MEMORY_REPEATS):
+        run = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **GIVE_BACK}, check=True, capture_output=True, text=True
+        )
+        peaks.append(float(run.stdout.splitlines()[-1]))
+    return statistics.median(peaks)
+
+
+def speed_line(row: Comparison) -> str:
+    """Return one line of the table of times: median (smallest-largest)."""
+    cells = [
+        f"{median:.2f} ({low:.2f}-{high:.2f})"
+        for median, (low, high) in ((row.ours_s, row.ours_range), (row.peer_s, row.peer_range))
+    ]
+    met = "yes" if row.ratio >= row.target else "no"
+    return f"| {row.name} | {cells[0]} s | {cells[1]} s | {row.ratio:.2f}x faster | at least {row.target:g}x | {met} |"
+
+
+def memory_line(name: str, ours_mib: float, peer_mib: float, has_target: bool) -> str:
+    """Return one line of the table of peaks."""
+    ratio = ours_mib / peer_mib
+    target, met = (f"at most {MEMORY_TARGET:g}x", "yes" if ratio <= MEMORY_TARGET else "no") if has_target else ("", "")
+    return f"| {name} | {ours_mib:.0f} MiB | {peer_mib:.0f} MiB | {ratio:.3f}x | {target} | {met} |"
+
+
+def main() -> None:
+    """Measure, print the table, and keep it under `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="PyTorch's threads")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats of every comparison")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the result files")
+    parser.add_argument("--peak", nargs=3, metavar=("LOSS", "DTYPE", "HEAD"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print(peak_once(*arguments.peak))
+        return
+    about = machine()
+    lines = ["| what | seeklet | peer | ratio | target | met |", "|---|---|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    ratios: dict[str, float] = {}
+    cases = [(dtype, trained) for dtype in (torch.float32, torch.bfloat16) for trained in (True, False)]
+    for dtype, trained in cases:
+        dtype_name, head = str(dtype).removeprefix("torch."), "trained" if trained else "frozen"
+        peaks = {which: peak_mib(which, dtype_name, head, arguments.threads) for which in LOSSES}
+        for peer, title in PEERS.items():
+            name = f"peak memory, {dtype_name}, head {head}, {title}"
+            ratios[name] = round(peaks["ours"] / peaks[peer], 3)
+            lines.append(memory_line(name, peaks["ours"], peaks[peer], peer == "full"))
+            print(lines[-1], flush=True)
+            row = compare_speed(peer, dtype, trained, arguments.repeats)
+            ratios[f"time, {row.name}"] = round(row.ratio, 2)
+            lines.append(speed_line(row))
+            print(lines[-1], flush=True)
+    stem = arguments.out / f"{about['date']}_head_loss_cpu_{about['threads']}threads"
+    stem.with_suffix(".json").write_text(json.dumps({**about, "ratios": ratios}, indent=1) + "\n")
+    note = ", ".join(f"{key} {value}" for key, value in about.items())
+    stem.with_suffix(".md").write_text("\n".join([*lines, "", note]) + "\n")
+    print(f"\n{note}\nkept in {stem}.json and .md")
+
+
+if __name__ == "__main__":
+    main()
