@@ -1,8 +1,14 @@
-"""The command `seeklet`: imports the sub-command that is asked for, and says in a line what went wrong."""
+"""The command `seeklet`: imports the sub-command that is asked for, and says in a line what went wrong.
+
+It is a folder so that it can be installed under a second name, `seeklet_cli`, which is what the command runs: importing
+anything below `seeklet` registers the models, which takes seconds, and `seeklet --help` should not. For the same reason
+nothing here is imported from the rest of seeklet before it is needed.
+"""
 
 import importlib
 import os
 import sys
+from importlib import metadata
 from typing import Annotated, NamedTuple, NoReturn
 
 INSTALL_HINT = "pip install 'seeklet[train]'"
@@ -29,13 +35,12 @@ EXTRA_MODULES = {
     "sacrebleu",
     "stdnum",
     "trl",
-    "yaml",
 }
 USER_MISTAKE = 2
 
 
 class Command(NamedTuple):
-    """Where a sub-command is, and what `seeklet --help` says of it."""
+    """Where a sub-command is within `seeklet.finetune`, and what `seeklet --help` says of it."""
 
     module: str
     attribute: str
@@ -43,12 +48,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "data": Command(".data.command", "app", "Look at training data before a model does: seeklet data check FILE."),
-    "train": Command(
-        ".train_command", "train", "Train a model as a recipe says; --dry-run says what would happen."
-    ),
-    "evaluate": Command(".evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
-    "merge": Command(".lora.command", "merge", "Merge an adapter into its model and save the whole."),
+    "data": Command("data.command", "app", "Look at training data before a model does: seeklet data check FILE."),
+    "train": Command("train_command", "train", "Train a model as a recipe says; --dry-run says what would happen."),
+    "evaluate": Command("evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
+    "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
 }
 
 HELP = """
@@ -84,7 +87,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
         if name != asked:
             app.command(name, help=command.summary)(_stand_in)
             continue
-        found = getattr(importlib.import_module(command.module, __package__), command.attribute)
+        found = getattr(importlib.import_module(f"seeklet.finetune.{command.module}"), command.attribute)
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=name, help=command.summary)
         else:
@@ -128,15 +131,19 @@ def _end(message: str) -> NoReturn:
     raise SystemExit(USER_MISTAKE)
 
 
-def _take_version(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
-        from seeklet import __version__
-
-        print(f"seeklet {__version__}")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"seeklet {metadata.version('seeklet')}")
         raise typer.Exit
+
+
+def _take_version(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Declare the option; what it does is its callback's."""
 
 
 def _stand_in() -> None:
