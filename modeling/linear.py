@@ -1,5 +1,7 @@
 """Linear layer with its kernel hook; an nn.Linear to adapters, quantisers and everything else."""
 
+from typing import TypeGuard
+
 import torch
 from kernels import use_kernel_forward_from_hub
 from torch import nn
@@ -16,7 +18,7 @@ class SeekletLinear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def has_plain_weight(layer: nn.Module) -> bool:
+def has_plain_weight(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether `layer.weight` is the layer's whole matrix and may be read beside its forward.
 
     Not so behind an adapter, in a quantised or tensor-parallel layer, where a hook brings the weight to the device for

@@ -33,8 +33,9 @@ class Holder(nn.Module):
 
 
 def with_adapter() -> nn.Module:
-    adapted = get_peft_model(Holder(), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))  # pyright: ignore
-    return adapted.base_model.model.lm_head
+    holder = Holder()
+    get_peft_model(holder, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))  # pyright: ignore
+    return holder.lm_head
 
 
 HEADS: list[Callable[[], nn.Module]] = [plain, with_bias, with_adapter]
