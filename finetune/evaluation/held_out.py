@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ..data.prepare import prepare
-from ..data.template import choose_template
 from ..errors import DataError
 from ..recipe import Recipe
 from .likelihood import Scored
@@ -35,7 +34,7 @@ def read_held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut
         DataError: the data cannot be used, or nothing is held out.
     """
     data, settings = recipe.data, recipe.evaluation
-    prepared = prepare(data, tokenizer)
+    prepared = prepare(data, tokenizer, held_out_only=True)
     scored = [
         Scored(row["input_ids"], row["assistant_masks"])
         for row in prepared.validation
@@ -47,8 +46,7 @@ def read_held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut
             f"nothing is held out to evaluate on: data.validation is {data.validation}; allowed: files, or a share "
             "large enough to hold a conversation"
         )
-    template = choose_template(tokenizer, data.chat_template, data.assistant_only)
-    questions = read_questions(prepared.validation_rows, tokenizer, template)
+    questions = read_questions(prepared.validation_rows, tokenizer, prepared.template)
     # The loss needs no answers; the report shows some in any case.
     wanted = settings.num_examples if set(settings.metrics) - {"loss"} else settings.num_samples
     return HeldOut(scored, choose(questions, wanted, data.seed))

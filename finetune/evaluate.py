@@ -1,0 +1,120 @@
+"""A recipe's model on held-out conversations, before and after training: figures, answers side by side, a report."""
+
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from .evaluation.findings import Evaluation, Side
+from .evaluation.generation import generate_answers
+from .evaluation.harness import check_harness, run_harness
+from .evaluation.held_out import HeldOut, read_held_out
+from .evaluation.likelihood import answer_losses
+from .evaluation.models import check_trained, find_trained, is_adapter, load_model, load_tokenizer
+from .evaluation.progress import row_progress
+from .evaluation.questions import end_tokens
+from .evaluation.report import summary_table, write_report
+from .evaluation.scores import Verifier, answer_rows, import_verifiers, likelihood_rows
+from .lora.files import load_adapter
+from .recipe import Recipe
+
+PACKAGES = ("seeklet", "transformers", "peft", "torch", "rouge-score", "sacrebleu")
+
+
+def evaluate(
+    recipe: Recipe,
+    *,
+    after: Path | None = None,
+    before_only: bool = False,
+    out: Path | None = None,
+    console: Console | None = None,
+) -> Evaluation:
+    """Return what the recipe's model does on the held-out conversations, before training and after it.
+
+    `after` is the folder of a trained adapter or model; None takes what training left in `output.dir`, and
+    `before_only` leaves it out. `evaluation.md` and `evaluation.json` go to `out`, or else to `output.dir`. What can be
+    checked is checked before a model is loaded.
+
+    Raises:
+        RecipeError: there is nothing trained, a metric cannot be imported or fails, a task of lm-evaluation-harness
+            cannot run.
+        DataError: the data cannot be used, or nothing is held out.
+    """
+    console = console or Console(highlight=False)
+    verifiers = import_verifiers(recipe.evaluation.metrics)
+    check_harness(recipe.evaluation.lm_eval)
+    output = Path(recipe.output.dir).expanduser()
+    trained = None if before_only else after or find_trained(output)
+    if trained:
+        check_trained(trained)
+    tokenizer = load_tokenizer(recipe.model)
+    held_out = read_held_out(recipe, tokenizer)
+
+    console.print(f"Before training: {recipe.model.path}")
+    model = load_model(recipe.model)
+    before = measure(model, recipe.model.path, tokenizer, held_out, recipe, verifiers, console)
+    later = None
+    if trained:
+        console.print(f"After training: {trained}")
+        if is_adapter(trained):
+            model = load_adapter(model, trained).eval()
+        else:
+            # First let go of the other: two whole models may not fit where one does.
+            del model
+            model = load_model(recipe.model, trained)
+        later = measure(model, str(trained), tokenizer, held_out, recipe, verifiers, console)
+    evaluation = Evaluation(
+        before=before,
+        after=later,
+        num_conversations=len(held_out.scored),
+        questions=held_out.questions,
+        data=asdict(recipe.data),
+        settings=asdict(recipe.evaluation),
+        versions={package: version(package) for package in PACKAGES},
+    )
+    report, _ = write_report(evaluation, out or output)
+    console.print(summary_table(evaluation))
+    console.print(f"Answers side by side: {report}")
+    return evaluation
+
+
+def measure(
+    model: Any,
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    recipe: Recipe,
+    verifiers: dict[str, Verifier],
+    console: Console,
+) -> Side:
+    """Return what one model does on the held-out conversations; `path` is what the report calls it."""
+    settings = recipe.evaluation
+    with row_progress(console, "held-out loss", len(held_out.scored)) as advance:
+        rows = likelihood_rows(answer_losses(model, held_out.scored, settings.batch_size, advance))
+    start = time.perf_counter()
+    answers = []
+    if held_out.questions:
+        with row_progress(console, "answers", len(held_out.questions)) as advance:
+            answers = generate_answers(
+                model,
+                tokenizer,
+                [question.prompt_ids for question in held_out.questions],
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+                end_tokens=end_tokens(tokenizer, model.generation_config, held_out.last_trained_tokens),
+                stop=settings.stop,
+                use_mtp=settings.use_mtp,
+                on_rows=advance,
+            )
+    answer_s = time.perf_counter() - start
+    if set(settings.metrics) - {"loss"}:
+        rows |= answer_rows(settings.metrics, verifiers, held_out.questions, answers)
+    harness = {}
+    if settings.lm_eval:
+        console.print(f"  lm-evaluation-harness: {', '.join(settings.lm_eval)}")
+        harness = run_harness(model, tokenizer, settings.lm_eval, settings.lm_eval_limit, settings.batch_size)
+    return Side(path, rows, answers, answer_s, harness)
