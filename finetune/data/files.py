@@ -66,7 +66,7 @@ class DataFile(NamedTuple):
 
 
 def open_data_file(name: str) -> DataFile | Problem:
-    """Return the file called `name`, or the problem with it as a whole: missing, unreadable, empty, or of another kind."""
+    """Return the file called `name`, or the problem with it: missing, unreadable, empty, or of another kind."""
     try:
         status = os.stat(name)
     except (OSError, ValueError) as error:
@@ -135,7 +135,7 @@ def _files_inside(name: str, mode: int) -> str:
 
 
 def _kind_by_content(name: str, kind: FileKind, start: bytes) -> FileKind | Problem:
-    """Return `kind`, corrected by how the file starts where a name allows two kinds, or the problem where they disagree."""
+    """Return `kind`, or "jsonl" where a .json file holds lines, or the problem where name and content disagree."""
     if not start.strip():
         return _unusable(name, "empty-file", "is empty" if not start else "holds nothing but blank space")
     for magic, message in _MAGIC:

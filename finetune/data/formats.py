@@ -1,6 +1,7 @@
 """The shapes that rows come in: found by their keys, and one pure converter for each from record to messages."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,6 +69,13 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
     "observation": "tool",
     "function_call": "assistant",
+}
+
+# Which columns of plain question-and-answer shapes a role's text is from.
+_SPOKEN_IN = {
+    "system": ("system",),
+    "user": ("context", "instruction", "input", "question"),
+    "assistant": ("output", "answer"),
 }
 
 # From our name of a column to the file's.
@@ -201,3 +209,27 @@ def known_shapes() -> str:
 def shown_columns(columns: Columns) -> str:
     """Return the file's names for the columns that are used, in words."""
     return listed(columns.values())
+
+
+def in_file(shape: str, columns: Columns, roles: Sequence[str], field: str) -> str:
+    """Return how the file spells `field`, such as `messages[1].content`, of a converted row with these roles.
+
+    >>> in_file("question_answer", {"question": "Q", "answer": "A"}, ("user", "assistant"), "messages[1].content")
+    'A'
+    """
+    match = re.fullmatch(r"messages\[(\d+)\](.*)", field)
+    if not match:
+        return columns.get(field, field)
+    index, rest = int(match[1]), match[2]
+    if shape == "messages":
+        return f"{columns['messages']}[{index}]{rest}"
+    if shape == "sharegpt":
+        if "system" in columns and roles[0] == "system":
+            index -= 1
+        rest = rest.replace(".content", ".value")
+        return f"{columns['conversations']}[{index}]{rest}" if index >= 0 else columns["system"]
+    if shape == "prompt_completion":
+        # Lists of messages: which of them came from which column is not known here.
+        names = (columns["prompt"], columns["completion"])
+        return names[index] if len(roles) == 2 else f"{' and '.join(names)}, turn {index + 1}"
+    return " and ".join(columns[name] for name in _SPOKEN_IN[roles[index]] if name in columns)

@@ -11,7 +11,7 @@ from .rows import Source
 
 
 def json_lines(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
-    """Yield a record for every line that holds an object, a problem for every other; blank lines and CRLF are counted."""
+    """Yield a record for every line that holds an object, a problem for every other; count blank lines and CRLF."""
     name = file.name
     first_blank = first_return = num_blank = num_returns = 0
     for line in numbered_lines(file.stream, name, advance):

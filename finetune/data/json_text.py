@@ -39,7 +39,7 @@ def parse_object(raw: bytes, source: Source, *, complete: bool = True) -> dict[s
 
 
 def as_raw(raw: bytes) -> str:
-    """Return `raw` as text from which `encode("utf-8", "surrogateescape")` gives the same bytes again, valid UTF-8 or not."""
+    """Return `raw` as text; `encode("utf-8", "surrogateescape")` gives the same bytes again, valid UTF-8 or not."""
     return raw.decode("utf-8", "surrogateescape")
 
 

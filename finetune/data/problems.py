@@ -1,7 +1,7 @@
 """What is wrong with data: one problem by place and kind, and a list of many that stays short."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from .rows import Source
@@ -59,6 +59,13 @@ class ProblemList:
         if len(kept) < self.per_kind:
             # The raw row may be megabytes, and only a side file wants it.
             kept.append(problem._replace(raw=""))
+
+    def add_counted(self, first: Sequence[Problem], number: int) -> None:
+        """Add `number` problems of one kind, of which `first` are the first."""
+        for problem in first:
+            self.add(problem)
+        if first:
+            self.counts[first[0].severity, first[0].kind] += number - len(first)
 
     def count(self, severity: Severity) -> int:
         """Number of problems of this severity, kept or not."""

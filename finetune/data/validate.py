@@ -28,7 +28,7 @@ def validate(draft: Draft) -> tuple[list[Message], list[Any] | None, list[Flaw]]
 
 
 def _plain_roles(messages: Any) -> tuple[str, ...] | None:
-    """Return the roles where every message has a known role and some content and nothing else, as most do; else None."""
+    """Return the roles where every message has a known role, some content and nothing else, as most do; else None."""
     if type(messages) is not list or not messages:
         return None
     roles: list[str] = []

@@ -1,0 +1,164 @@
+"""Everything that is in the files and everything that is wrong with it, before any model is loaded."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from .counts import Counts
+from .formats import in_file
+from .layouts import Layout
+from .lines import Advance
+from .problems import Flaw, ProblemList, Severity
+from .read import read
+from .repeated_rows import RepeatedRows
+from .rows import Row, Source
+from .scan import scan_row
+from .settings import DataSettings
+
+if TYPE_CHECKING:
+    # It imports transformers, which a check without a tokenizer has no use for.
+    from .token_check import TokenCheck
+
+
+# Enough for a tokenizer's threads.
+_TOKENIZED_ROWS = 256
+
+
+@dataclass
+class FileReport:
+    """One file: its valid rows, its rows with errors, and what shapes it has."""
+
+    name: str
+    for_validation: bool
+    rows: int = 0
+    bad_rows: int = 0
+    layouts: list[Layout] = field(default_factory=list)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The file's names for the columns of its shape, over all its rows."""
+        return {ours: theirs for layout in self.layouts for ours, theirs in layout.columns.items()}
+
+    @property
+    def ignored(self) -> list[str]:
+        """The file's columns that nothing reads."""
+        return list(dict.fromkeys(name for layout in self.layouts for name in layout.ignored))
+
+
+@dataclass
+class CheckReport:
+    """What `check_data` found."""
+
+    files: list[FileReport]
+    counts: Counts
+    problems: ProblemList
+    # Rows among which near-duplicates were looked for.
+    near_rows: int
+    # Whether secrets and personal data were looked for.
+    scanned: bool
+    tokens: "TokenCheck | None"
+    seconds: float
+
+    @property
+    def num_errors(self) -> int:
+        """Number of errors: with any, the data is not fit for training as it is."""
+        return self.problems.count("error")
+
+    @property
+    def num_warnings(self) -> int:
+        """Number of warnings."""
+        return self.problems.count("warning")
+
+
+def check_data(
+    settings: DataSettings, tokens: "TokenCheck | None" = None, *, advance: Advance = lambda _: None, per_kind: int = 20
+) -> CheckReport:
+    """Read all files of `settings`, and return what they hold and every problem with them.
+
+    With `tokens`, lengths and special tokens are checked by a tokenizer. Keeps the first `per_kind` problems of each
+    kind. `advance` is told of bytes read.
+
+    Raises:
+        DataError: `settings.columns` do not fit `settings.format`.
+    """
+    check = _Check(settings, tokens, per_kind)
+    for file in range(len(check.files)):
+        check.read(file, advance)
+    return check.report()
+
+
+class _Check:
+    """Passes every row to everything that looks at rows."""
+
+    def __init__(self, settings: DataSettings, tokens: "TokenCheck | None", per_kind: int):
+        validation = settings.validation if isinstance(settings.validation, tuple) else ()
+        names = (*settings.train, *validation)
+        self.files = [FileReport(name, index >= len(settings.train)) for index, name in enumerate(names)]
+        # Problems are named as the file spells them, which the recipe's own system message would shift.
+        self._settings = replace(settings, system=None)
+        self._tokens = tokens
+        self._problems = ProblemList(per_kind)
+        self._counts = Counts()
+        severity = "error" if settings.on_duplicate == "error" else "warning"
+        self._repeated = RepeatedRows(names, len(settings.train), settings.near_duplicates, severity)
+        self._secret_severity: Severity = "error" if settings.on_secret == "error" else "warning"
+        self._started = time.perf_counter()
+
+    def read(self, index: int, advance: Advance) -> None:
+        """Read the file with this number."""
+        file = self.files[index]
+        bad = Source("")
+        scan = self._settings.scan
+        waiting: list[Row] = []
+        for item in read(self._settings, [file.name], advance, lambda _, layout: file.layouts.append(layout)):
+            if isinstance(item, Row):
+                file.rows += 1
+                self._counts.add(item)
+                self._repeated.add(item, index)
+                if scan:
+                    self._scan(item, file)
+                if self._tokens:
+                    waiting.append(item)
+                    if len(waiting) == _TOKENIZED_ROWS:
+                        self._check_tokens(waiting, file)
+                continue
+            self._problems.add(item)
+            if item.severity == "error" and item.source.line and item.source != bad:
+                bad = item.source
+                file.bad_rows += 1
+        self._check_tokens(waiting, file)
+
+    def report(self) -> CheckReport:
+        """Return what was found in all files."""
+        self._repeated.tell(self._problems)
+        seconds = time.perf_counter() - self._started
+        near = self._repeated.near_rows
+        return CheckReport(self.files, self._counts, self._problems, near, self._settings.scan, self._tokens, seconds)
+
+    def _scan(self, row: Row, file: FileReport) -> None:
+        findings = scan_row(row)
+        if findings:
+            flaws = [
+                Flaw(
+                    name,
+                    f"holds what looks like {finding.kind} (characters {finding.start + 1} to {finding.end})",
+                    finding.kind,
+                    self._secret_severity,
+                )
+                for name, finding in findings
+            ]
+            self._add(flaws, row, file)
+
+    def _check_tokens(self, rows: list[Row], file: FileReport) -> None:
+        """Check `rows` by the tokenizer, and empty the list."""
+        if self._tokens and rows:
+            for row, flaws in zip(rows, self._tokens.check(rows), strict=True):
+                self._add(flaws, row, file)
+        rows.clear()
+
+    def _add(self, flaws: list[Flaw], row: Row, file: FileReport) -> None:
+        """Add what was found in a converted row, by the names of the file."""
+        for flaw in flaws:
+            roles = [message["role"] for message in row.messages]
+            name = in_file(file.layouts[0].shape, file.columns, roles, flaw.field)
+            self._problems.add(flaw._replace(field=name).at(row.source))

@@ -1,0 +1,79 @@
+"""What only the tokenizer knows of rows: how long they are, how much of them is learned, what it would misread."""
+
+from collections.abc import Sequence
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import DataError
+from .counts import Histogram
+from .problems import Flaw
+from .rows import Row
+from .scan import texts_of
+from .settings import DataSettings
+from .template import ChatTemplate, choose_template
+from .text_flaws import special_token_flaws, special_token_pattern
+from .tokenize_rows import RefusedRow, RowTokenizer
+from .wording import quoted
+
+# Longer than any row can be: lengths are judged here, after they are counted.
+_NO_LIMIT = 1 << 62
+
+
+class TokenCheck:
+    """Tokenises rows as training will, and counts.
+
+    `lengths` holds the tokens of each row, `trained` those of them that are learned, `trained_percent` their share.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, settings: DataSettings):
+        self.template = template
+        self.lengths = Histogram()
+        self.trained = Histogram()
+        self.trained_percent = Histogram()
+        self._settings = settings
+        self._tokenize = RowTokenizer(tokenizer, template, _NO_LIMIT, assistant_only=settings.assistant_only)
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = special_token_pattern(special)
+
+    def check(self, rows: Sequence[Row]) -> list[list[Flaw]]:
+        """Return what is wrong with each of `rows`, and count their tokens; a few hundred at a time are fastest."""
+        found: list[list[Flaw]] = []
+        for row, made in zip(rows, self._tokenize([self._with_system(row) for row in rows]), strict=True):
+            flaws = [flaw for field, text in texts_of(row) for flaw in special_token_flaws(text, field, self._special)]
+            if isinstance(made, RefusedRow):
+                problem = made.problem
+                flaws.append(Flaw(problem.field, problem.message, problem.kind, problem.severity))
+            else:
+                flaws += self._counted(len(made.input_ids), int(made.assistant_mask.sum()))
+            found.append(flaws)
+        return found
+
+    def _counted(self, num_tokens: int, num_trained: int) -> list[Flaw]:
+        self.lengths.add(num_tokens)
+        self.trained.add(num_trained)
+        self.trained_percent.add(100 * num_trained // num_tokens)
+        if num_tokens <= self._settings.max_tokens:
+            return []
+        message = f"is {num_tokens:,} tokens long; allowed: {self._settings.max_tokens:,} (max_tokens)"
+        return [Flaw("", message, "too-long", "error" if self._settings.on_long == "error" else "warning")]
+
+    def _with_system(self, row: Row) -> Row:
+        system = self._settings.system
+        if not system or row.messages[0]["role"] == "system":
+            return row
+        return row._replace(messages=[{"role": "system", "content": system}, *row.messages])
+
+
+def load_token_check(name: str, settings: DataSettings) -> TokenCheck:
+    """Return a check by the tokenizer in a folder or on the Hub, with the template that training would take.
+
+    Raises:
+        DataError: there is no tokenizer, or no chat template that marks what is learned.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    # No such folder, no access, no network, or files that do not parse: the library's own words say which.
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"tokenizer {quoted(name)} cannot be loaded: {reason[:300]}") from error
+    return TokenCheck(tokenizer, choose_template(tokenizer, settings.chat_template, settings.assistant_only), settings)
