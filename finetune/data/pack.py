@@ -1,9 +1,11 @@
 """Several conversations to a row of tokens, so that hardly any of a batch is padding."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from trl.data_utils import pack_dataset
 
 from ..errors import DataError
@@ -41,5 +43,19 @@ def pack(dataset: Dataset, row_tokens: int) -> Packed:
     if (longest := int(lengths.max())) > row_tokens:
         raise DataError(f"a row has {longest:,} tokens; allowed when packing: at most {row_tokens:,}")
     num_rows = max(1, int(_MOST_TOKENS / lengths.mean()))
-    packed = pack_dataset(dataset, row_tokens, "bfd", {"batch_size": num_rows, "desc": "Packing"})
+    with _without_bars():
+        packed = pack_dataset(dataset, row_tokens, "bfd", {"batch_size": num_rows})
     return Packed(packed, float(lengths.sum()) / (len(packed) * row_tokens))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    # A million rows take some ten seconds, and the library's bar also goes to log files.
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -7,7 +7,6 @@ where it writes the very text that the tokenizer's own writes.
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _NOTHING = re.compile(r"(?!)")
 # Where there is no reasoning, deepseek-r1 closes the tag that its answers start with, and DeepSeek's own does not.
 _EMPTY_REASONING = re.compile(r"<think>\s*</think>\n\n")
-_FOLDER = resources.files(__package__) / "templates"
+_FOLDER = Path(__file__).with_name("templates")
 # Where a template would write today's date, so that the same data gives the same tokens tomorrow.
 _FIXED = {"date_string": "26 Jul 2024"}
 _USER = {"role": "user", "content": "How do I return a parcel?"}
@@ -55,12 +54,7 @@ class Rendered(NamedTuple):
 
 def shipped_templates() -> dict[str, str]:
     """Return the text of each template that comes with seeklet, by name."""
-    files = sorted(_FOLDER.iterdir(), key=lambda file: file.name)
-    return {
-        file.name.removesuffix(".jinja"): file.read_text(encoding="utf-8")
-        for file in files
-        if file.name.endswith(".jinja")
-    }
+    return {file.stem: file.read_text(encoding="utf-8") for file in sorted(_FOLDER.glob("*.jinja"))}
 
 
 def choose_template(
@@ -120,18 +114,22 @@ def render(
     """Return a conversation as the template writes it.
 
     Raises:
-        TemplateError: the template refuses the conversation.
+        TemplateError: the template refuses the conversation, or trips over it.
     """
-    texts, generated = render_jinja_template(
-        conversations=[list(messages)],
-        tools=tools,
-        chat_template=template.text,
-        return_assistant_tokens_mask=template.has_markers,
-        add_generation_prompt=add_generation_prompt,
-        **tokenizer.special_tokens_map,
-        **_FIXED,
-    )
-    return Rendered(texts[0], generated[0] if template.has_markers else [])
+    variables: dict[str, Any] = {**tokenizer.special_tokens_map, **_FIXED}
+    try:
+        texts, generated = render_jinja_template(
+            conversations=[list(messages)],
+            tools=tools,
+            chat_template=template.text,
+            return_assistant_tokens_mask=template.has_markers,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+    # Such as a tool call's arguments added to a text: a template is a program, and knows no better word for it.
+    except TypeError as error:
+        raise TemplateError(str(error)) from error
+    return Rendered(texts[0], list(generated[0]) if template.has_markers else [])  # pyright: ignore[reportArgumentType]
 
 
 def left_out(row: Row, rendered: Rendered) -> str | None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -25,8 +25,12 @@ _BATCH = 256
 _ROWS_WORTH_A_PROCESS = 20_000
 
 
+# Token ids, and beside each whether it is trained on (0 or 1).
+Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+
+
 class TokenRow(NamedTuple):
-    """A row as token ids (int32), and beside each whether it is trained on (uint8, 0 or 1)."""
+    """A row as token ids, and beside each whether it is trained on."""
 
     row: Row
     input_ids: npt.NDArray[np.int32]
@@ -35,12 +39,19 @@ class TokenRow(NamedTuple):
     truncated: bool = False
 
 
+class RefusedRow(NamedTuple):
+    """A row that cannot be trained on, and why."""
+
+    row: Row
+    problem: Problem
+
+
 @dataclass(frozen=True)
 class RowTokenizer:
     """Makes token rows out of rows.
 
-    `max_tokens` bounds their length. A longer row becomes a problem, or is cut off after `max_tokens` if `truncate`
-    is set; then it becomes a problem if nothing is left in it to train on.
+    `max_tokens` bounds their length. A longer row is refused, or cut off after `max_tokens` if `truncate` is set; then
+    it is refused if nothing is left in it to train on.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -49,37 +60,38 @@ class RowTokenizer:
     truncate: bool = False
     assistant_only: bool = True
 
-    def __call__(self, rows: Sequence[Row]) -> list[TokenRow | Problem]:
-        """Return for each row its tokens, or why it has none that can be trained on."""
+    def __call__(self, rows: Sequence[Row]) -> list[TokenRow | RefusedRow]:
+        """Return for each row its tokens, or why it is refused."""
         rendered = [self._render(row) for row in rows]
         texts = [made for made in rendered if isinstance(made, Rendered)]
         encoded = iter(encode(self.tokenizer, texts))
         return [
-            made if isinstance(made, Problem) else self._token_row(row, *next(encoded))
+            made if isinstance(made, RefusedRow) else self._token_row(row, next(encoded))
             for row, made in zip(rows, rendered, strict=True)
         ]
 
-    def _render(self, row: Row) -> Rendered | Problem:
+    def _render(self, row: Row) -> Rendered | RefusedRow:
         try:
             rendered = render(self.tokenizer, self.template, row.messages, row.tools)
         except TemplateError as error:
             message = f"is refused by the chat template {self.template.name}: {error}"
-            return Problem(row.source, "messages", message, "error", "template-refuses")
+            return _refused(row, "", message, "template-refuses")
         if (field := left_out(row, rendered)) is not None:
             message = (
                 f"is left out by the chat template {self.template.name}; allowed: what it writes. Take another with "
                 "data.chat_template, or remove the field or move its text into a content"
             )
-            return Problem(row.source, field, message, "error", "template-leaves-out")
+            return _refused(row, field, message, "template-leaves-out")
         if not self.assistant_only:
             rendered = Rendered(rendered.text, [(0, len(rendered.text))])
         return rendered
 
-    def _token_row(self, row: Row, input_ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8]) -> TokenRow | Problem:
+    def _token_row(self, row: Row, encoded: Encoded) -> TokenRow | RefusedRow:
+        input_ids, mask = encoded
         num_tokens = len(input_ids)
         if not mask.any():
-            message = f"has no token to train on behind the chat template {self.template.name}"
-            return Problem(row.source, "messages", message, "error", "nothing-to-train")
+            message = f"has nothing to train on in what the chat template {self.template.name} marks"
+            return _refused(row, "", message, "nothing-to-train")
         if num_tokens <= self.max_tokens:
             return TokenRow(row, input_ids, mask)
         message = f"has {num_tokens:,} tokens; allowed: at most data.max_tokens, {self.max_tokens:,}"
@@ -88,12 +100,14 @@ class RowTokenizer:
             if mask.any():
                 return TokenRow(row, input_ids, mask, truncated=True)
             message += ", and before the cut nothing to train on"
-        return Problem(row.source, "messages", message, "error", "too-long")
+        return _refused(row, "", message, "over-long")
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]
-) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]:
+def _refused(row: Row, field: str, message: str, kind: str) -> RefusedRow:
+    return RefusedRow(row, Problem(row.source, field, message, "error", kind))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> list[Encoded]:
     """Return the token ids of each text and which of them hold a character that the model generates.
 
     A tokenizer that cannot say where its tokens stand in the text is given the stretches one by one instead, as it is
@@ -118,14 +132,9 @@ def encode(
     return encoded
 
 
-def _encode_in_parts(
-    tokenizer: PreTrainedTokenizerBase, rendered: Rendered
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+def _encode_in_parts(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> Encoded:
     cuts = [0, *(cut for stretch in rendered.generated for cut in stretch), len(rendered.text)]
-    parts = [
-        tokenizer.encode(rendered.text[start:end], add_special_tokens=False)
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    parts = [tokenizer.encode(rendered.text[start:end], add_special_tokens=False) for start, end in pairwise(cuts)]
     # Every other part is generated.
     mask = [np.full(len(part), i % 2, dtype=np.uint8) for i, part in enumerate(parts)]
     return np.array([token for part in parts for token in part], dtype=np.int32), np.concatenate(mask)
@@ -133,7 +142,7 @@ def _encode_in_parts(
 
 def tokenize_rows(
     rows: Iterable[Row], tokenize: RowTokenizer, num_processes: int | None = None
-) -> Iterator[TokenRow | Problem]:
+) -> Iterator[TokenRow | RefusedRow]:
     """Yield what `tokenize` makes of each row, in order, holding few rows at a time.
 
     By default other processes help where more than two cores are free and there are enough rows for them to pay off.
@@ -156,19 +165,19 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _in_batches(rows: Iterable[Row], tokenize: RowTokenizer) -> Iterator[TokenRow | Problem]:
+def _in_batches(rows: Iterable[Row], tokenize: RowTokenizer) -> Iterator[TokenRow | RefusedRow]:
     for batch in _batches(rows):
         yield from tokenize(batch)
 
 
-def _in_processes(rows: Iterable[Row], tokenize: RowTokenizer, num_processes: int) -> Iterator[TokenRow | Problem]:
+def _in_processes(rows: Iterable[Row], tokenize: RowTokenizer, num_processes: int) -> Iterator[TokenRow | RefusedRow]:
     batches = _batches(rows)
     if (first := next(batches, None)) is None:
         return
     # Started afresh: a process forked off threads, of torch or of a tokenizer, may hang.
     context = get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, _start_worker, (tokenize,)) as pool:
-        pending: deque[Future[list[TokenRow | Problem]]] = deque([pool.submit(_work, first)])
+        pending: deque[Future[list[TokenRow | RefusedRow]]] = deque([pool.submit(_work, first)])
         for batch in batches:
             pending.append(pool.submit(_work, batch))
             if len(pending) > 3 * num_processes:
@@ -187,5 +196,5 @@ def _start_worker(tokenize: RowTokenizer) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _work(batch: list[Row]) -> list[TokenRow | Problem]:
+def _work(batch: list[Row]) -> list[TokenRow | RefusedRow]:
     return _tokenize(batch)
