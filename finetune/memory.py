@@ -47,6 +47,13 @@ class Memory:
         return self.weights + self.gradients + (self.optimizer or 0) + self.activations
 
 
+    def shared(self, num_processes: int) -> "Memory":
+        """Return what each of several processes takes that share all but the activations."""
+        optimizer = None if self.optimizer is None else self.optimizer // num_processes
+        weights, gradients = self.weights // num_processes, self.gradients // num_processes
+        return Memory(weights, gradients, optimizer, self.activations)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What goes through the model at a time, and how."""

@@ -49,9 +49,12 @@ def train(
 
     loaded = load_recipe(recipe, overrides or ())
     if dry_run:
+        from rich.console import Console
+
+        from .cli import is_first_process
         from .dry_run import show_dry_run
 
-        show_dry_run(loaded)
+        show_dry_run(loaded, Console(highlight=False, quiet=not is_first_process()))
         return
     from . import sft
 
