@@ -129,14 +129,19 @@ def stored_names(path: Any, config: PreTrainedConfig, arguments: dict[str, Any])
         return None
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
     variant = arguments.get("variant")
-    for name, read in ((weights_name(variant), read_header), (index_name(variant), _read_index)):
+    for name, read in ((weights_name(variant), read_header), (index_name(variant), read_index)):
         file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
         if file is not None:
             return list(read(file))
     return None
 
 
-def _read_index(file: str) -> dict[str, str]:
+def read_index(file: str) -> dict[str, str]:
+    """Return {tensor: file name} of the index `file`.
+
+    Raises:
+        CheckpointError: it is not what it should be.
+    """
     try:
         weight_map = json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"]
         is_map = all(isinstance(name, str) for pair in weight_map.items() for name in pair)

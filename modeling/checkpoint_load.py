@@ -69,7 +69,7 @@ def stream(
         waiting[read.slot.key] = waiting.get(read.slot.key, 0) + 1
     tensors: dict[str, torch.Tensor] = {}
     scales: dict[str, torch.Tensor] = {}
-    copier = _Copier()
+    copier = Copier()
     files = [read.source.file for read in plan.reads]
     files += [read.scale.file for read in plan.reads if read.scale is not None]
     bar = logging.tqdm(total=len(plan.reads), desc="Loading weights")
@@ -98,7 +98,7 @@ def stream(
     return scales
 
 
-class _Copier:
+class Copier:
     """Moves bytes from a file into a tensor, by way of a buffer where they have to change; one buffer a thread."""
 
     def __init__(self):

@@ -1,0 +1,36 @@
+"""`seeklet merge`: an adapter and its base model, made one."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Where the merged model goes: a new folder.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The model the adapter was trained on: a folder or a Hub id. Default: what the adapter says."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="What weights are written in; auto takes the base's, bfloat16 for one in fp8."),
+    ] = "auto",
+    fp8: Annotated[bool, typer.Option("--fp8", help="Write block-fp8 weights (DeepSeek-V3 checkpoints only).")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in --out.")] = False,
+) -> None:
+    """Merge an adapter into its model and save the whole.
+
+    The result needs neither PEFT nor seeklet: transformers, vLLM, SGLang and llama.cpp load it. A DeepSeek-V3
+    checkpoint of any size is merged one tensor at a time; other models are loaded into memory.
+    """
+    # Imported here, so that --help and a mistyped option answer at once.
+    import torch
+
+    from .merge import merge_adapter
+
+    merge_adapter(adapter, out, base, None if dtype == "auto" else getattr(torch, dtype), fp8, overwrite)
+    typer.echo(f"The merged model is in {out}")
