@@ -1,0 +1,150 @@
+"""The folder of one run: what lies where in it, who may write to it, and whether a run may begin or go on there."""
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoints import last_checkpoint, remove_unfinished, step_of
+from .errors import RecipeError, TrainingError
+from .recipe import Recipe, as_yaml
+
+# Of the trainer's settings, those that may change when a run goes on: they change no weight.
+FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
+# Sections by which a run that goes on would become another run.
+FIXED_SECTIONS = ("stage", "model", "data", "adapter", "moe", "trainer")
+# What may lie in the folder before a run begins: an evaluation of the model as it was.
+_HARMLESS = ("evaluation.md", "evaluation.json")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run.
+
+    `runs/<name>/` holds `recipe.yaml` (all of it, defaults included), `metrics.jsonl`, `skipped_rows.jsonl` and
+    `checkpoints/checkpoint-N/`; when training is done also `adapter/` or `model/`, `merged/`, `plots/`, `README.md`.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe; its presence tells a run from another folder."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line for each entry of the log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def skipped_rows(self) -> Path:
+        """The rows of the data that were left out, each with its reason."""
+        return self.path / "skipped_rows.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of the figures."""
+        return self.path / "plots"
+
+    @property
+    def card(self) -> Path:
+        """The draft of the model card."""
+        return self.path / "README.md"
+
+    def trained(self, is_adapter: bool) -> Path:
+        """Return where the result of training goes."""
+        return self.path / ("adapter" if is_adapter else "model")
+
+    @property
+    def merged(self) -> Path:
+        """The adapter merged into its model, where the recipe asks for it."""
+        return self.path / "merged"
+
+
+def check_run_folder(recipe: Recipe, resume: bool) -> RunFolder:
+    """Return the folder of the recipe's run, after checking that the run may begin there, or go on.
+
+    Raises:
+        RecipeError: there is something in the folder and the run is not to go on; or it is to go on, and the folder
+            holds no run, or one of another recipe.
+    """
+    folder = RunFolder(Path(recipe.output.dir).expanduser())
+    found = _entries(folder.path)
+    if not resume:
+        if found:
+            raise RecipeError(_say_taken(folder))
+        return folder
+    if not folder.recipe.is_file():
+        what = "holds no run (no recipe.yaml)" if found else "does not exist or is empty"
+        raise RecipeError(f"output.dir: {folder.path} {what}, so there is nothing to go on with; leave out --resume")
+    changed = changed_keys(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), yaml.safe_load(as_yaml(recipe)))
+    if changed:
+        key, before, now = changed[0]
+        more = f", and {len(changed) - 1} more keys differ" if len(changed) > 1 else ""
+        raise RecipeError(
+            f"{key}: is {now!r}, but the run in {folder.path} began with {before!r}{more}; a run goes on with what it "
+            "began with, so set it back, or begin a new run in another output.dir"
+        )
+    return folder
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep the folder to this process while the block runs; made if need be. What killed saves left is removed.
+
+    Raises:
+        TrainingError: another process trains there.
+        OSError: the folder cannot be made or written.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("a") as file:
+        try:
+            # Of the open file, so that it is gone with the process, however that ends.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"another process is training in {folder.path}; wait for it, or stop it") from None
+        remove_unfinished(folder.checkpoints)
+        yield
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, value before, value now) of what must not change between the parts of one run."""
+    changed = []
+    for section in FIXED_SECTIONS:
+        old, new = before.get(section), now.get(section)
+        if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+            changed += [(section, old, new)] if old != new else []
+            continue
+        for key in sorted({*old, *new}):
+            if section == "trainer" and key.startswith(FREE_TRAINER_SETTINGS):
+                continue
+            if old.get(key) != new.get(key):
+                changed.append((f"{section}.{key}", old.get(key), new.get(key)))
+    return changed
+
+
+def _entries(path: Path) -> list[str]:
+    if not path.is_dir():
+        return []
+    return [entry.name for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in _HARMLESS]
+
+
+def _say_taken(folder: RunFolder) -> str:
+    if not folder.recipe.is_file():
+        return f"output.dir: {folder.path} holds files and no run; name a folder that is new or empty"
+    last = last_checkpoint(folder.checkpoints)
+    where = f"a run with a checkpoint at step {step_of(last)}" if last else "a run without a checkpoint yet"
+    return (
+        f"output.dir: {folder.path} holds {where}. Go on with it: --resume. Begin another: output.dir=NEW, or delete "
+        "the folder first"
+    )
