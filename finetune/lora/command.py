@@ -26,6 +26,8 @@ def merge(
 
     The result needs neither PEFT nor seeklet: transformers, vLLM, SGLang and llama.cpp load it. A DeepSeek-V3
     checkpoint of any size is merged one tensor at a time; other models are loaded into memory.
+
+        seeklet merge runs/sft_smollm2-135m_support_cpu/adapter --out merged/
     """
     # Imported here, so that --help and a mistyped option answer at once.
     import torch

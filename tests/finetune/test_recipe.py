@@ -1,0 +1,160 @@
+"""Recipes that are right: what comes out of the file and of overrides, and that every one we ship is complete."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from seeklet.finetune.adapter_settings import AdapterSettings
+from seeklet.finetune.data.settings import DataSettings
+from seeklet.finetune.recipe import (
+    EvaluationSettings,
+    ModelSettings,
+    MoeSettings,
+    OutputSettings,
+    Recipe,
+    as_yaml,
+    load_recipe,
+)
+from seeklet.finetune.trainer_fields import SET_BY_SEEKLET, list_trainer_fields, trainer_value
+from tests.finetune.nano_checkpoints import ROOT
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+README = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+SHORTEST = "stage: sft\nmodel: {path: some/model}\ndata: {train: data.jsonl}\noutput: {dir: runs/x}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    (tmp_path / "r.yaml").write_text(SHORTEST)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_shortest_recipe(folder: Path) -> None:
+    assert load_recipe("r.yaml") == Recipe(
+        stage="sft",
+        model=ModelSettings(path="some/model"),
+        data=DataSettings(train=("data.jsonl",)),
+        adapter=None,
+        moe=MoeSettings(),
+        trainer={},
+        evaluation=EvaluationSettings(),
+        output=OutputSettings(dir="runs/x"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.learning_rate=1e-5", 1e-5),
+        ("trainer.learning_rate=1E-5", 1e-5),
+        ("trainer.learning_rate=.5", 0.5),
+        ("trainer.learning_rate=1", 1.0),
+        ("trainer.max_steps=0x10", 16),
+        ("trainer.max_steps=010", 10),
+        ("trainer.max_steps=-1", -1),
+        ("trainer.bf16=true", True),
+        ("trainer.bf16=null", None),
+        ("trainer.bf16=", None),
+        ("trainer.lr_scheduler_type=cosine", "cosine"),
+        ("trainer.lr_scheduler_kwargs.num_cycles=2", {"num_cycles": 2}),
+        ("trainer.report_to=[trackio, tensorboard]", ["trackio", "tensorboard"]),
+        ("trainer.run_name='2024-01-01'", "2024-01-01"),
+        ("trainer.run_name=2024-01-01", "2024-01-01"),
+        ("trainer.run_name=no", "no"),
+        ("trainer.run_name=12:30:45", "12:30:45"),
+        ("trainer.run_name=a=b", "a=b"),
+        ("trainer.save_strategy=best", "best"),
+    ],
+)
+def test_values_of_overrides(override: str, expected: object, folder: Path) -> None:
+    recipe = load_recipe("r.yaml", [override])
+    [value] = recipe.trainer.values()
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_the_last_override_wins_and_sections_can_be_added_and_dropped(folder: Path) -> None:
+    overrides = ["adapter.targets=attention", "adapter.rank=4", "adapter.rank=8", "data.validation=[v.jsonl]"]
+    (folder / "v.jsonl").write_text("")
+    recipe = load_recipe("r.yaml", overrides)
+    assert recipe.adapter == AdapterSettings(targets=("attention",), rank=8)
+    assert recipe.data.validation == ("v.jsonl",)
+    assert load_recipe("r.yaml", [*overrides, "adapter=null"]).adapter is None
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read_over(folder: Path) -> None:
+    expected = load_recipe("r.yaml")
+    (folder / "r.yaml").write_bytes(b"\xef\xbb\xbf" + SHORTEST.replace("\n", "\r\n").encode())
+    assert load_recipe("r.yaml") == expected
+
+
+def test_trainer_values_fall_back_on_those_of_trl(folder: Path) -> None:
+    recipe = load_recipe("r.yaml", ["trainer.learning_rate=1e-3"])
+    assert trainer_value(recipe, "learning_rate") == 1e-3
+    assert trainer_value(recipe, "per_device_train_batch_size") == 8
+
+
+def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
+    """A name that TRL dropped would be refused with advice that no longer fits."""
+    assert set(SET_BY_SEEKLET) <= set(list_trainer_fields("sft"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(file)
+    stage, model, data, hardware = file.stem.split("_")
+    assert stage == recipe.stage
+    assert model.lower() in recipe.model.path.lower()
+    assert recipe.output.dir == f"runs/{file.stem}"
+    names = [Path(name).stem for name in recipe.data.train]
+    assert names == ([data] if data != "chat" else ["support", "summaries", "knowledge"])
+    header = re.match(r"(#.*\n)+", file.read_text(encoding="utf-8"))
+    assert header is not None
+    for line in ("# Command:", "# Hardware:", "# Expected:"):
+        assert line in header[0]
+    assert f"train recipes/{file.name}" in header[0]
+    assert ("cpu" in hardware) == bool(recipe.trainer.get("use_cpu"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipe_says_each_thing_by_itself(file: Path) -> None:
+    """No default that may change is left to a later version: what matters to a result stands in the file."""
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    decisive = {"num_train_epochs", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "bf16", "seed"}
+    assert decisive <= written["trainer"].keys()
+    assert {"validation", "max_tokens", "chat_template"} <= written["data"].keys()
+
+
+def test_readme_names_every_recipe_and_every_key() -> None:
+    for file in RECIPES:
+        assert f"]({file.name})" in README
+    first_columns = " ".join(line.split("|")[1] for line in README.splitlines() if line.startswith("|"))
+    for section in (ModelSettings, DataSettings, AdapterSettings, MoeSettings, EvaluationSettings, OutputSettings):
+        for each in fields(section):
+            assert f"`{each.name}`" in first_columns, f"{section.__name__}.{each.name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_its_configuration(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert config.distributed_type == "FSDP"
+    assert config.fsdp_config["fsdp_version"] == 2
+    name = re.fullmatch(r"fsdp2_(?:(\d+)x)?(\d+)gpu", file.stem)
+    assert name is not None
+    nodes, gpus = int(name[1] or 1), int(name[2])
+    assert (config.num_machines, config.num_processes) == (nodes, nodes * gpus)
+    assert file.name in file.read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_whole_recipe_is_shown_with_its_defaults(folder: Path) -> None:
+    shown = yaml.safe_load(as_yaml(load_recipe("r.yaml")))
+    assert shown.keys() == {each.name for each in fields(Recipe)}
+    assert shown["data"]["validation"] == 0.05
+    assert shown["evaluation"]["metrics"] == ["loss"]
