@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.data.settings import DataSettings
@@ -144,8 +144,9 @@ def test_readme_names_every_recipe_and_every_key() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
 def test_accelerate_reads_its_configuration(file: Path) -> None:
     config = load_config_from_file(str(file))
+    assert isinstance(config, ClusterConfig)
     assert config.distributed_type == "FSDP"
-    assert config.fsdp_config["fsdp_version"] == 2
+    assert (config.fsdp_config or {})["fsdp_version"] == 2
     name = re.fullmatch(r"fsdp2_(?:(\d+)x)?(\d+)gpu", file.stem)
     assert name is not None
     nodes, gpus = int(name[1] or 1), int(name[2])
