@@ -15,6 +15,8 @@ from .wording import listed, quoted
 _DELIMITERS = ",;\t|"
 # What the csv module says of a quote that goes on to the end of the file, or over more than its limit.
 _UNCLOSED = ("unexpected end of data", "field larger than field limit")
+# A quote that is not closed is given up after so many lines, even short ones: they are held to be read again.
+_MAX_ROW_LINES = 20_000
 
 
 def csv_rows(file: DataFile, advance: Advance) -> Iterator[Header | Record | Problem]:
@@ -107,8 +109,7 @@ class _Table:
                 continue
             self._present.append(line)
             self._present_bytes += len(line.text)
-            if self._present_bytes > 2 * MAX_ROW_BYTES:
-                # Many fields, each open over line ends and each short enough for the csv module.
+            if self._present_bytes > 2 * MAX_ROW_BYTES or len(self._present) > _MAX_ROW_LINES:
                 raise csv.Error(_UNCLOSED[0])
             yield line.text.removesuffix(b"\r").decode("utf-8", "replace") + "\n"
 

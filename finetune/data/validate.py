@@ -191,7 +191,8 @@ class _Explanation:
         return call if "function" in call else {"type": "function", "function": call}
 
     def _order(self, name: str, clean: list[Message]) -> None:
-        turns = tuple(CALL if message.get("tool_calls") else message["role"] for message in clean)
+        calls = [message["role"] == "assistant" and "tool_calls" in message for message in clean]
+        turns = tuple(CALL if call else message["role"] for call, message in zip(calls, clean, strict=True))
         for index, message, severity, kind in misplaced(turns):
             field = self.draft.field(index, "role") if index >= 0 else name
             self.flaws.append(Flaw(field, message, kind, severity))
