@@ -1,7 +1,8 @@
 """The held-out split of a recipe: the very tokens and masks training would use, and the questions in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,12 +36,10 @@ def read_held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut
     """
     data, settings = recipe.data, recipe.evaluation
     prepared = prepare(data, tokenizer, held_out_only=True)
-    scored = [
-        Scored(row["input_ids"], row["assistant_masks"])
-        for row in prepared.validation
-        # The first token is never predicted.
-        if any(row["assistant_masks"][1:])
-    ]
+    rows = cast(Iterable[dict[str, list[int]]], prepared.validation)
+    tokens = [Scored(row["input_ids"], row["assistant_masks"]) for row in rows]
+    # The first token is never predicted.
+    scored = [row for row in tokens if any(row.assistant_mask[1:])]
     if not scored:
         raise DataError(
             f"nothing is held out to evaluate on: data.validation is {data.validation}; allowed: files, or a share "

@@ -67,7 +67,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     sections = [
         "# Evaluation",
         f"{subject}, on {evaluation.num_conversations:,} held-out conversations that training did not see.",
-        table(_columns(evaluation), [_figures(comparison) for comparison in evaluation.comparisons]),
+        table(comparison_columns(evaluation), [comparison_cells(comparison) for comparison in evaluation.comparisons]),
         _explanation(evaluation),
     ]
     if before.harness:
@@ -86,18 +86,20 @@ def as_markdown(evaluation: Evaluation) -> str:
 def summary_table(evaluation: Evaluation) -> Table:
     """Return the figures as a table for the terminal."""
     result = Table(title="Held-out conversations", title_justify="left")
-    for index, column in enumerate(_columns(evaluation)):
+    for index, column in enumerate(comparison_columns(evaluation)):
         result.add_column(column, justify="right" if index else "left")
     for comparison in evaluation.comparisons:
-        result.add_row(*_figures(comparison))
+        result.add_row(*comparison_cells(comparison))
     return result
 
 
-def _columns(evaluation: Evaluation) -> tuple[str, ...]:
+def comparison_columns(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the heads of the table of figures."""
     return ("", "model") if evaluation.after is None else ("", "before", "after", "difference", "")
 
 
-def _figures(comparison: Comparison) -> tuple[str, ...]:
+def comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+    """Return one figure as a row of that table: its name, values with intervals, and a verdict."""
     digits = comparison.measure.digits
     cells = [comparison.measure.label, _estimate(comparison.before, digits)]
     if comparison.after and comparison.difference:

