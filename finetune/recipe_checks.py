@@ -70,13 +70,8 @@ def find_missing_files(recipe: "Recipe") -> Iterator[tuple[str, str]]:
                 yield key, f"{name}: {wrong}"
     if wrong := _say_no_model(recipe.model.path):
         yield "model.path", f"{recipe.model.path}: {wrong}"
-    output = Path(recipe.output.dir).expanduser()
-    if output.exists() and not output.is_dir():
-        yield "output.dir", f"{output}: is a file, not a folder"
-    elif output.exists() and output.samefile(
-        Path(recipe.model.path).expanduser() if _exists(recipe.model.path) else "/"
-    ):
-        yield "output.dir", f"{output}: is the folder of the model itself"
+    if wrong := _say_no_output(recipe.output.dir, recipe.model.path):
+        yield "output.dir", f"{recipe.output.dir}: {wrong}"
 
 
 def _say_unreadable(file: Path) -> str:
@@ -101,6 +96,20 @@ def _say_no_model(path: str) -> str:
     if path.startswith((".", "~", os.sep)) or not re.fullmatch(HUB_NAME, path):
         return "no such folder, and no name on the Hub (owner/name)"
     return ""
+
+
+def _say_no_output(path: str, model: str) -> str:
+    """Return why a run cannot write to a folder, or nothing."""
+    folder = Path(path).expanduser()
+    try:
+        if _exists(model) and folder.exists() and folder.samefile(Path(model).expanduser()):
+            return "is the folder of the model itself"
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    except (OSError, ValueError) as error:
+        return str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    if not there.is_dir():
+        return "is a file, not a folder" if there == folder else f"{there} is a file, not a folder"
+    return "" if os.access(there, os.W_OK) else f"{there} may not be written"
 
 
 def _exists(path: str) -> bool:

@@ -68,7 +68,7 @@ class Problems:
         """Raise one RecipeError with a line for each problem, in the order of the file, overrides after it."""
         if self.found:
             in_order = sorted(self.found, key=lambda problem: (problem[0].line == 0, problem[0].line))
-            raise RecipeError("\n".join(f"{place}: {message}" for place, message in in_order))
+            raise RecipeError("\n".join(_as_one_line(f"{place}: {message}") for place, message in in_order))
 
 
 class _Loader(yaml.SafeLoader):
@@ -279,6 +279,11 @@ def _suggest_file(path: Path) -> str:
     names = [entry.name for entry in path.parent.glob("*.yaml") if entry.name != path.name]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; nearest: {path.parent / near[0]}" if near else ""
+
+
+def _as_one_line(text: str) -> str:
+    """Return the text with line ends and other characters that steer a terminal written as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _shorten(text: str, limit: int = 60) -> str:

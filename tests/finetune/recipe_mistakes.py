@@ -268,6 +268,21 @@ EDITS = {
         "dir: data.jsonl",
         "r.yaml:20: output.dir: data.jsonl: is a file, not a folder",
     ),
+    "output below a file": (
+        "dir: runs/x",
+        "dir: data.jsonl/x",
+        "r.yaml:20: output.dir: data.jsonl/x: data.jsonl is a file, not a folder",
+    ),
+    "output with a name too long": (
+        "dir: runs/x",
+        f"dir: {'x' * 300}",
+        f"r.yaml:20: output.dir: {'x' * 300}: File name too long",
+    ),
+    "text that steers a terminal": (
+        "path: some/model",
+        'path: "a\\e[31m\\nb"',
+        "r.yaml:4: model.path: a\\x1b[31m\\nb: no such folder, and no name on the Hub (owner/name)",
+    ),
     "anchor": ("rank: 8", "rank: &r 8", "r.yaml:12: the anchor &r: recipes have none, write each value out"),
     "tag that runs code": (
         "path: some/model",

@@ -1,5 +1,6 @@
 """Mistakes in recipes and overrides through the command line: exit code 2, and one line that says where and what."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,6 +84,22 @@ def test_data_file_that_is_not_there(run: Run, tmp_path: Path) -> None:
         f"(relative to the current folder, {tmp_path})",
         "override 'data.validation=[/no/such/file]': data.validation: /no/such/file: No such file or directory",
     ]
+
+
+def test_output_must_not_be_the_model_nor_in_a_folder_that_is_closed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert run(RECIPE, "model.path=model", "output.dir=./model") == (
+        2,
+        ["override 'output.dir=./model': output.dir: ./model: is the folder of the model itself"],
+    )
+    (tmp_path / "closed").mkdir(mode=0o555)
+    if os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert run(RECIPE, "output.dir=closed/x") == (
+        2,
+        [f"override 'output.dir=closed/x': output.dir: closed/x: closed may not be written"],
+    )
 
 
 @pytest.mark.parametrize(
