@@ -4,13 +4,19 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-# "<" and "&" are HTML's; the others begin or end emphasis, code, links, headings, lists, quotes and table cells.
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+\-!|>~$])")
+# Emphasis, code, links, table cells, strikethrough and mathematics, wherever they stand.
+_MARKS = re.compile(r"([\\`*_\[\]|~$])")
+# Headings, lists and quotes, where a line begins with them.
+_LINE_MARKS = re.compile(r"^(\s*)([#+>-]|\d+(?=[.)]))", re.MULTILINE)
 
 
 def literal(text: str) -> str:
     """Return Markdown that shows the text as it is, line by line; a `<think>` in it does not vanish."""
-    return _MARKS.sub(r"\\\1", html.escape(text.strip(), quote=False).replace("&gt;", ">"))
+    shown = _MARKS.sub(r"\\\1", html.escape(text.strip(), quote=False).replace("&gt;", ">"))
+    # "1." is a list item too, and a digit cannot be escaped: its dot is.
+    return _LINE_MARKS.sub(
+        lambda mark: f"{mark[1]}{mark[2]}\\" if mark[2].isdigit() else f"{mark[1]}\\{mark[2]}", shown
+    )
 
 
 def cell(text: str) -> str:
@@ -23,7 +29,8 @@ def quote(text: str) -> str:
     return "\n".join(f"> {line}  " if line else ">" for line in literal(text).splitlines())
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are Markdown already; all columns but the first are set right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "right") -> str:
+    """Return a table of cells that are Markdown already; all columns but the first are set to the `align` side."""
+    rule = "---:" if align == "right" else "---"
+    lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -145,15 +145,8 @@ def _sample(evaluation: Evaluation, index: int) -> str:
     ]
     columns = {"before": evaluation.before, "after": evaluation.after}
     answers = {name: _answer(side.answers[index]) for name, side in columns.items() if side}
-    header, values = [*answers, "in the data"], [*answers.values(), cell(question.reference)]
-    lines = (header, ["---"] * len(header), values)
-    return "\n\n".join(
-        [
-            f"### {index + 1}. {literal(question.source)}",
-            *turns,
-            "\n".join(f"| {' | '.join(line)} |" for line in lines),
-        ]
-    )
+    side_by_side = table([*answers, "in the data"], [[*answers.values(), cell(question.reference)]], align="left")
+    return "\n\n".join([f"### {index + 1}. {literal(question.source)}", *turns, side_by_side])
 
 
 def _answer(answer: Answer) -> str:

@@ -76,7 +76,7 @@ def test_report(tmp_path: Path) -> None:
     assert "| loss (nats per token) | 5.000 (" in text and "| -1.000 (-1.000 to -1.000) | better |" in text
     assert "**CHECK FAILED: held-out questions were trained on, 'Why?' among them.**" in text
     # What a model or a customer writes is shown as it is.
-    assert "**user**\n\n> What does \\*it\\* cost?  \n\n**assistant**\n\n> &lt;b\\>7&lt;/b\\> crowns  \n" in text
+    assert "**user**\n\n> What does \\*it\\* cost?  \n\n**assistant**\n\n> &lt;b>7&lt;/b> crowns  \n" in text
     assert "![train loss](run/plots/train_loss.png)" in text
     assert "CC BY 4.0" in text and "| **all** | **3** |" in text
     console = Console(width=200, file=StringIO())
