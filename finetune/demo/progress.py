@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
+from ..progress import progress_bar
 from .train import StepRecord, ValidationRecord
 
 
@@ -14,7 +15,7 @@ def training_progress(
     console: Console, steps: int
 ) -> Iterator[tuple[Callable[[StepRecord], None], Callable[[ValidationRecord], None]]]:
     """Show a bar over `steps`; give the callbacks that move it: one for steps, one for validations."""
-    with _progress(console, TextColumn("{task.fields[measured]}")) as progress:
+    with progress_bar(console, TextColumn("{task.fields[measured]}")) as progress:
         bar = progress.add_task("steps", total=steps, measured="")
         last_loss = float("nan")
         accuracy = "-"
@@ -40,22 +41,6 @@ def training_progress(
 @contextmanager
 def counting_progress(console: Console, description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar over `total`; give the callback that moves it by one."""
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task(description, total=total)
         yield lambda: progress.advance(bar)
-
-
-def _progress(console: Console, *columns: TextColumn) -> Progress:
-    # Transient, and nothing at all without a terminal: log files keep the lines that are printed.
-    return Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

@@ -1,0 +1,139 @@
+"""The model as it is trained: loaded, its losses set, its adapter attached, and what no loss reaches frozen."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from seeklet.modeling import SeekletConfig, SeekletForCausalLM
+
+from .errors import RecipeError
+from .lora.attach import attach
+from .losses import use_head_loss
+from .recipe import ModelSettings, MoeSettings, Recipe
+
+MtpLoss = Literal["off", "detached", "full"]
+# Settings of the recipe's moe section that are fields of the checkpoint's config, too.
+_CONFIG_FIELDS = ("mtp_loss_weight", "balance_loss_weight", "bias_update_speed")
+
+
+def build_training_model(recipe: Recipe) -> PreTrainedModel | PeftModel:
+    """Return the recipe's model in training mode, on the CPU unless `model.device_map` places it.
+
+    New adapter weights are drawn from PyTorch's generator: seed it first.
+
+    Raises:
+        RecipeError: the model cannot be loaded or trained as the recipe says.
+        CheckpointError: its files are damaged.
+    """
+    model = use_head_loss(load_for_training(recipe.model))
+    set_losses(model, recipe.moe)
+    trained = model if recipe.adapter is None else attach(model, recipe.adapter)
+    freeze_unreached(trained, recipe.moe)
+    _check_fp16(trained, recipe)
+    return trained.train()
+
+
+def load_for_training(settings: ModelSettings) -> PreTrainedModel:
+    """Return the model of a recipe, its weights in `settings.dtype`.
+
+    Raises:
+        RecipeError: there is no such model, or it cannot be loaded as the settings say.
+        CheckpointError: its files are damaged.
+    """
+    folder = Path(settings.path).expanduser()
+    path = str(folder) if folder.exists() else settings.path
+    source = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    options: dict[str, Any] = {"dtype": settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)}
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
+    if settings.device_map:
+        options["device_map"] = settings.device_map
+    try:
+        if settings.fp8 == "keep":
+            config = AutoConfig.from_pretrained(path, **source)
+            if not isinstance(config, SeekletConfig):
+                raise RecipeError(
+                    f"model.fp8 is keep, but {settings.path} is a {config.model_type}; allowed: "
+                    "DeepSeek-V3-architecture checkpoints in block-fp8"
+                )
+            options["keep_fp8"] = True
+        return AutoModelForCausalLM.from_pretrained(path, **source, **options)
+    except (OSError, ImportError) as error:
+        raise RecipeError(f"model.path: {settings.path}: {_first_line(error)}") from error
+    except ValueError as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"model: {settings.path}: {_first_line(error)}") from error
+
+
+def set_losses(model: PreTrainedModel, settings: MoeSettings) -> None:
+    """Put what `settings` say in place of the checkpoint's own in `model.config`.
+
+    Raises:
+        RecipeError: the model has none of it.
+    """
+    given = {name: value for name in _CONFIG_FIELDS if (value := getattr(settings, name)) is not None}
+    if given and not isinstance(model, SeekletForCausalLM):
+        name = next(iter(given))
+        raise RecipeError(
+            f"moe.{name} is {given[name]}, but the model is a {type(model).__name__}; allowed: null, except for "
+            "DeepSeek-V3-architecture models"
+        )
+    for name, value in given.items():
+        setattr(model.config, name, value)
+
+
+def mtp_mode(model: nn.Module, settings: MoeSettings) -> MtpLoss:
+    """Return how multi-token prediction is trained: as `settings` say, or "off" where there is none to train."""
+    seeklet = find_seeklet(model)
+    if seeklet is None or not seeklet.config.num_nextn_predict_layers or not seeklet.config.mtp_loss_weight:
+        return "off"
+    return settings.mtp_loss
+
+
+def find_seeklet(model: nn.Module) -> SeekletForCausalLM | None:
+    """Return the seeklet model inside what PEFT, accelerate or DDP made of it, or None where it is another model."""
+    return next((module for module in model.modules() if isinstance(module, SeekletForCausalLM)), None)
+
+
+def freeze_unreached(model: nn.Module, settings: MoeSettings) -> None:
+    """Freeze multi-token prediction modules that no loss reaches: several processes would wait for their gradients.
+
+    Raises:
+        RecipeError: the adapter reaches modules that would not be trained, or the loss reaches nothing that is.
+    """
+    seeklet = find_seeklet(model)
+    if seeklet is None or not seeklet.config.num_nextn_predict_layers:
+        return
+    modules: list[nn.Module] = list(seeklet.model.layers)[seeklet.config.num_hidden_layers :]
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    mode, adapts = mtp_mode(model, settings), isinstance(model, PeftModel)
+    if mode == "off" and trained and adapts:
+        raise RecipeError(
+            "adapter.targets reaches the multi-token prediction modules, but their loss is off (moe.mtp_loss, or a "
+            "weight of 0); leave mtp out of the targets, or train it with moe.mtp_loss: detached or full"
+        )
+    if mode == "detached" and not trained:
+        raise RecipeError(
+            "moe.mtp_loss is detached, but nothing in the multi-token prediction modules is trained; add mtp to "
+            "adapter.targets, or set moe.mtp_loss to off or full"
+        )
+    if mode == "off":
+        for parameter in trained:
+            parameter.requires_grad_(False)
+
+
+def _check_fp16(model: nn.Module, recipe: Recipe) -> None:
+    if recipe.trainer.get("fp16") and any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
+        raise RecipeError(
+            "trainer.fp16 scales gradients, which weights held in float16 cannot be; allowed: model.dtype float32, or "
+            "trainer.bf16"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
