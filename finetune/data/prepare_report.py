@@ -54,16 +54,14 @@ class PrepareReport:
         if self.packing_efficiency is not None:
             said.append(f"packed into {self.packed_rows:,} rows, {self.packing_efficiency:.1%} real tokens")
         where = f", in {self.side_file}" if self.side_file else ""
-        counts = {
-            f"left out{where}": self.skipped,
-            "left out": Counter({"duplicates": self.duplicates, "in the validation files": self.leaked}),
-            "replaced": self.redacted,
-            "cut off at data.max_tokens": Counter({"conversations": self.truncated}),
-            "warnings": Counter(
-                {kind: number for severity, kind, number, _ in self.problems.kinds() if severity == "warning"}
-            ),
-        }
-        for what, numbers in counts.items():
+        warnings = {kind: number for severity, kind, number, _ in self.problems.kinds() if severity == "warning"}
+        for what, numbers in (
+            (f"left out{where}", self.skipped),
+            ("left out as repeated", {"duplicates": self.duplicates, "in the validation files": self.leaked}),
+            ("replaced", self.redacted),
+            ("cut off at data.max_tokens", {"conversations": self.truncated}),
+            ("warnings", warnings),
+        ):
             if parts := [f"{kind} {number:,}" for kind, number in numbers.items() if number]:
                 said.append(f"{what}: {', '.join(parts)}")
         return said
