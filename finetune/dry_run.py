@@ -1,12 +1,15 @@
 """What a recipe would do: its data in tokens, its steps, what it trains and the memory it takes; no weight is read."""
 
 import os
+from pathlib import Path
 
 import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers.training_args import OptimizerNames
+from trl import SFTConfig
 
 from .data.prepare import Prepared, prepare
 from .evaluation.models import load_tokenizer
@@ -15,7 +18,7 @@ from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
 from .recipe import Recipe, as_yaml
 from .steps import count_steps
-from .trainer_fields import trainer_value
+from .trainer_settings import make_trainer_config
 
 
 def show_dry_run(recipe: Recipe, console: Console) -> None:
@@ -30,8 +33,9 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
     if recipe.adapter is not None:
         model = attach(model, recipe.adapter)
     prepared = prepare(recipe.data, load_tokenizer(recipe.model))
+    config = make_trainer_config(recipe, Path(recipe.output.dir), bool(prepared.validation_rows))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = count_steps(recipe, len(prepared.train), num_processes)
+    steps = count_steps(config, len(prepared.train), num_processes)
 
     console.rule("recipe, defaults included")
     console.print(as_yaml(recipe).rstrip(), markup=False, highlight=False, soft_wrap=True)
@@ -47,28 +51,32 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
     console.print(_describe_parameters(model))
     if recipe.adapter is not None:
         console.print(adapted_table(model))  # pyright: ignore[reportArgumentType] (attach has returned a PeftModel)
-    memory = measure_memory(model, str(trainer_value(recipe, "optim")), largest_batch(recipe, prepared, model))
+    memory = measure_memory(model, OptimizerNames(config.optim).value, largest_batch(recipe, config, prepared, model))
     console.rule("memory")
-    _show_memory(memory, recipe, num_processes, console)
+    if num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        console.print(f"FSDP shares weights, gradients and optimizer among {num_processes} processes; of each one:")
+        memory = memory.shared(num_processes)
+    console.print(_memory_table(memory, config))
+    where, free = free_memory(recipe, config)
+    verdict = "fits" if memory.total <= free else "does not fit"
+    console.print(f"Free in {where}: {show_bytes(free)}, so this {verdict} here.")
     console.print("Dry run: nothing was trained, and nothing written.")
 
 
-def largest_batch(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Batch:
+def largest_batch(recipe: Recipe, config: SFTConfig, prepared: Prepared, model: nn.Module) -> Batch:
     """Return the largest batch that one process gets at a time."""
-    longest = recipe.data.max_tokens if recipe.data.packing else prepared.report.train.tokens.maximum
-    mixed = trainer_value(recipe, "bf16") is not False or bool(trainer_value(recipe, "fp16"))
     held = max(parameter.dtype.itemsize for parameter in model.parameters())
     return Batch(
-        sequences=int(trainer_value(recipe, "per_device_train_batch_size")),
-        tokens=longest,
-        itemsize=2 if mixed else held,
-        checkpointing=bool(trainer_value(recipe, "gradient_checkpointing")),
+        sequences=config.per_device_train_batch_size,
+        tokens=recipe.data.max_tokens if recipe.data.packing else prepared.report.train.tokens.maximum,
+        itemsize=2 if config.bf16 or config.fp16 else held,
+        checkpointing=config.gradient_checkpointing,
     )
 
 
-def free_memory(recipe: Recipe) -> tuple[str, int]:
+def free_memory(recipe: Recipe, config: SFTConfig) -> tuple[str, int]:
     """Return where the recipe would run on this machine, and how many bytes are free there."""
-    if recipe.trainer.get("use_cpu") or not torch.cuda.is_available():
+    if config.use_cpu or not torch.cuda.is_available():
         return "this machine's memory", psutil.virtual_memory().available
     devices = range(torch.cuda.device_count()) if recipe.model.device_map else [0]
     free = sum(torch.cuda.mem_get_info(device)[0] for device in devices)
@@ -95,22 +103,18 @@ def _describe_parameters(model: nn.Module) -> str:
     return f"{total:,} parameters ({dtypes}); {trained:,} trained ({trained / total:.2%})"
 
 
-def _show_memory(memory: Memory, recipe: Recipe, num_processes: int, console: Console) -> None:
-    shared = num_processes if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else 1
-    if shared > 1:
-        console.print(f"FSDP shares weights, gradients and optimizer among {shared} processes; of each one:")
-        memory = memory.shared(shared)
+def _memory_table(memory: Memory, config: SFTConfig) -> Table:
     table = Table("part", "bytes", "how it is known")
     table.columns[1].justify = "right"
     counted = "counted from the model's shapes"
-    optimizer = f"{trainer_value(recipe, 'optim')}: "
-    optimizer += counted if memory.optimizer is not None else "nobody has counted what it keeps"
+    known = counted if memory.optimizer is not None else "nobody has counted what it keeps"
     table.add_row("weights", show_bytes(memory.weights), counted)
     table.add_row("gradients", show_bytes(memory.gradients), counted)
-    table.add_row("optimizer", "?" if memory.optimizer is None else show_bytes(memory.optimizer), optimizer)
+    table.add_row(
+        "optimizer",
+        "?" if memory.optimizer is None else show_bytes(memory.optimizer),
+        f"{OptimizerNames(config.optim).value}: {known}",
+    )
     table.add_row("activations", show_bytes(memory.activations), "estimated, for the largest batch")
     table.add_row("together", show_bytes(memory.total), "without what PyTorch and the device need for themselves")
-    console.print(table)
-    where, free = free_memory(recipe)
-    verdict = "fits" if memory.total <= free else "does not fit"
-    console.print(f"Free in {where}: {show_bytes(free)}, so this {verdict} here.")
+    return table

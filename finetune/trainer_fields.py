@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import cache, reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from .limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from .recipe_fields import INVALID, FieldReader
 from .recipe_messages import alternatives, say_unknown_key
 from .recipe_yaml import Setting
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
 
 # Import path of the config class whose fields a stage's `trainer:` section takes.
 CONFIG_CLASSES = {"sft": ("trl", "SFTConfig")}
@@ -142,14 +139,6 @@ def read_trainer(reader: FieldReader, setting: Setting, stage: str) -> dict[str,
         else:
             reader.problems.add(given.place, say_unknown_key(f"trainer.{name}", allowed, reader.moved))
     return INVALID if INVALID in fields.values() else fields
-
-
-def trainer_value(recipe: "Recipe", name: str) -> Any:
-    """Return the value of a field of TRL's config: the recipe's, or else TRL's own default."""
-    module, class_name = CONFIG_CLASSES[recipe.stage]
-    config_class = getattr(importlib.import_module(module), class_name)
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
-    return recipe.trainer.get(name, defaults[name])
 
 
 @cache

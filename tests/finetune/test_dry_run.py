@@ -13,19 +13,15 @@ from transformers import AutoModelForCausalLM
 from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.memory import Batch, Memory, measure_memory
 from seeklet.finetune.meta_model import build_meta_model
-from seeklet.finetune.recipe import ModelSettings, Recipe, as_yaml, load_recipe
+from seeklet.finetune.recipe import ModelSettings, as_yaml, load_recipe
 from seeklet.finetune.steps import Steps, count_steps
+from seeklet.finetune.trainer_settings import make_trainer_config
 from seeklet.modeling import SeekletConfig
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SUPPORT = ROOT / "recipes" / "sft_smollm2-135m_support_cpu.yaml"
 PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
-
-
-def load_support(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Recipe:
-    monkeypatch.chdir(ROOT)
-    return load_recipe(SUPPORT, overrides)
 
 
 def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -103,8 +99,12 @@ def test_model_that_cannot_be_had(tmp_path: Path) -> None:
         (3, ("trainer.dataloader_drop_last=true",), 1, Steps(total=5, per_epoch=1, sequences=4)),
     ],
 )
-def test_steps(rows: int, overrides: tuple[str, ...], num_processes: int, expected: Steps, monkeypatch) -> None:
-    assert count_steps(load_support(monkeypatch, *overrides), rows, num_processes) == expected
+def test_steps(
+    rows: int, overrides: tuple[str, ...], num_processes: int, expected: Steps, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = make_trainer_config(load_recipe(SUPPORT, overrides), tmp_path, has_validation=True)
+    assert count_steps(config, rows, num_processes) == expected
 
 
 def test_memory_counts_each_part() -> None:

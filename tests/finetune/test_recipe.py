@@ -19,7 +19,7 @@ from seeklet.finetune.recipe import (
     as_yaml,
     load_recipe,
 )
-from seeklet.finetune.trainer_fields import SET_BY_SEEKLET, list_trainer_fields, trainer_value
+from seeklet.finetune.trainer_fields import SET_BY_SEEKLET, list_trainer_fields
 from tests.finetune.nano_checkpoints import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -70,6 +70,7 @@ def test_shortest_recipe(folder: Path) -> None:
         ("trainer.run_name=12:30:45", "12:30:45"),
         ("trainer.run_name=a=b", "a=b"),
         ("trainer.save_strategy=best", "best"),
+        ("trainer.eval_strategy=no", "no"),
     ],
 )
 def test_values_of_overrides(override: str, expected: object, folder: Path) -> None:
@@ -92,12 +93,6 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_over(folder: Path) -> 
     expected = load_recipe("r.yaml")
     (folder / "r.yaml").write_bytes(b"\xef\xbb\xbf" + SHORTEST.replace("\n", "\r\n").encode())
     assert load_recipe("r.yaml") == expected
-
-
-def test_trainer_values_fall_back_on_those_of_trl(folder: Path) -> None:
-    recipe = load_recipe("r.yaml", ["trainer.learning_rate=1e-3"])
-    assert trainer_value(recipe, "learning_rate") == 1e-3
-    assert trainer_value(recipe, "per_device_train_batch_size") == 8
 
 
 def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
