@@ -46,7 +46,6 @@ class Memory:
         """Bytes of all parts that are known."""
         return self.weights + self.gradients + (self.optimizer or 0) + self.activations
 
-
     def shared(self, num_processes: int) -> "Memory":
         """Return what each of several processes takes that share all but the activations."""
         optimizer = None if self.optimizer is None else self.optimizer // num_processes
