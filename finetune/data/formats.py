@@ -89,17 +89,16 @@ def convert(shape: str, columns: Columns, record: Mapping[str, Any]) -> Draft:
 
 def _from_messages(columns: Columns, record: Mapping[str, Any]) -> Draft:
     name = columns["messages"]
-    tools = record.get(columns["tools"]) if "tools" in columns else None
-    return Draft(_parsed(record.get(name)), _parsed(tools), partial(_in_list, name))
+    return Draft(_parsed(record.get(name)), _parsed(_value("tools", columns, record)), partial(_in_list, name))
 
 
 def _from_sharegpt(columns: Columns, record: Mapping[str, Any]) -> Draft:
     name = columns["conversations"]
     turns = _parsed(record.get(name))
-    tools = _parsed(record.get(columns["tools"])) if "tools" in columns else None
+    tools = _parsed(_value("tools", columns, record))
     if type(turns) is not list:
         return Draft(turns, tools, partial(_in_list, name))
-    system = record.get(columns["system"]) if "system" in columns else None
+    system = _value("system", columns, record)
     first = [{"role": "system", "content": system}] if system else []
     messages = first + [_sharegpt_turn(turn) for turn in turns]
     field = partial(_in_conversation, name, columns.get("system", ""), len(first), turns)
@@ -129,7 +128,7 @@ def _from_columns(
     """Return one question and one answer from plain columns; `first` and `second` are joined by an empty line."""
     messages: list[Any] = []
     names: list[str] = []
-    if text := record.get(columns.get(system, "")):
+    if text := _value(system, columns, record):
         messages.append({"role": "system", "content": text})
         names.append(columns[system])
     parts = [(columns[key], record.get(columns[key])) for key in (first, second) if key in columns]
@@ -144,7 +143,7 @@ def _from_columns(
 
 def _from_prompt_completion(columns: Columns, record: Mapping[str, Any]) -> Draft:
     """Return prompt and completion as one turn each where they are texts, joined where they are lists of messages."""
-    tools = _parsed(record.get(columns["tools"])) if "tools" in columns else None
+    tools = _parsed(_value("tools", columns, record))
     messages: list[Any] = []
     names: list[tuple[str, int | None]] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
@@ -162,6 +161,11 @@ _CONVERTERS: Mapping[str, Callable[[Columns, Mapping[str, Any]], Draft]] = {
     "prompt_completion": _from_prompt_completion,
     "question_answer": partial(_from_columns, "system", "context", "question", "answer"),
 }
+
+
+def _value(name: str, columns: Columns, record: Mapping[str, Any]) -> Any:
+    """Return what a row has in a column that it may do without, or None."""
+    return record.get(columns[name]) if name in columns else None
 
 
 def _parsed(value: Any) -> Any:

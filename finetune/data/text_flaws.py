@@ -8,10 +8,8 @@ from .wording import quoted
 # A file written as UTF-8 and read as Windows-1252 before it was written again: ’ “ ” – … and accented letters.
 _MOJIBAKE = re.compile("â€[™œ“”˜¦]|Ã[©¨¤¶¼±§¡³]|Â[ £°»«]")
 # What the templates of well-known models put around turns: DeepSeek, ChatML, Llama 3, Llama 2, Gemma, Mistral.
-_MARKUP = re.compile(
-    r"<｜[^｜<>]{1,40}｜>|<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<<SYS>>|</?s>(?=\[INST\]|$)|^<s>"
-)
-_MARKUP_STARTS = ("<｜", "<|", "_of_turn>", "INST]", "<<SYS>>", "<s>", "</s>")
+_MARKUP = re.compile(r"<｜[^｜<>]{1,40}｜>|<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<<SYS>>")
+_MARKUP_STARTS = ("<｜", "<|", "_of_turn>", "INST]", "<<SYS>>")
 
 
 def text_flaws(text: str, field: str) -> list[Flaw]:

@@ -64,7 +64,8 @@ def test_the_command_line_reports_them_all_in_one_go(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert process.stderr == ""
     reported = {line.strip().split(": ")[0] for line in process.stdout.splitlines()}
-    expected = {f"{path}:{malformed.line}" if malformed.line else str(path) for malformed, path in zip(corpus, paths)}
+    places = zip(paths, (malformed.line for malformed in corpus), strict=True)
+    expected = {f"{path}:{line}" if line else str(path) for path, line in places}
     if os.geteuid() == 0:
         expected -= {str(tmp_path / "forbidden.jsonl")}
     assert expected <= reported
