@@ -36,8 +36,8 @@ def evaluate(
     """Return what the recipe's model does on the held-out conversations, before training and after it.
 
     `after` is the folder of a trained adapter or model; None takes what training left in `output.dir`, and
-    `before_only` leaves it out. `evaluation.md` and `evaluation.json` go to `out`, or else to `output.dir`. What can be
-    checked is checked before a model is loaded.
+    `before_only` leaves it out. `evaluation.md`, `evaluation.png` and `evaluation.json` go to `out`, or else to
+    `output.dir`. What can be checked is checked before a model is loaded.
 
     Raises:
         RecipeError: there is nothing trained, a metric cannot be imported or fails, a task of lm-evaluation-harness
@@ -76,7 +76,7 @@ def evaluate(
         settings=asdict(recipe.evaluation),
         versions={package: version(package) for package in PACKAGES},
     )
-    report, _ = write_report(evaluation, out or output)
+    report = write_report(evaluation, out or output)
     console.print(summary_table(evaluation))
     console.print(f"Answers side by side: {report}")
     return evaluation

@@ -18,7 +18,7 @@ FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataload
 # Sections by which a run that goes on would become another run.
 FIXED_SECTIONS = ("stage", "model", "data", "adapter", "moe", "trainer")
 # What may lie in the folder before a run begins: an evaluation of the model as it was.
-_HARMLESS = ("evaluation.md", "evaluation.json")
+_HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """The model before training, and what training made of it."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-import seeklet.modeling  # noqa: F401  From here on the Auto classes load deepseek_v3 as seeklet's models.
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import RecipeError
 from ..recipe import ModelSettings
+from ..training_model import load_for_training
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 # Where `seeklet train` leaves what it trained, in the recipe's output.dir.
@@ -57,33 +57,25 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: there is none.
     """
-    return _load(AutoTokenizer, settings.tokenizer or settings.path, settings)
-
-
-def load_model(settings: ModelSettings, trained: Path | None = None) -> PreTrainedModel:
-    """Return the recipe's model, or the whole trained model in a folder; on the GPUs there are, else on the CPU.
-
-    Raises:
-        RecipeError: it cannot be loaded.
-    """
-    options: dict[str, Any] = {"dtype": settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)}
-    if settings.attn_implementation:
-        options["attn_implementation"] = settings.attn_implementation
-    if settings.fp8 == "keep" and trained is None:
-        options["keep_fp8"] = True
-    if torch.cuda.is_available():
-        options["device_map"] = "auto"
-    return _load(AutoModelForCausalLM, str(trained or settings.path), settings, **options).eval()
-
-
-def _load(loader: Any, path: str, settings: ModelSettings, **options: Any) -> Any:
-    revision = settings.revision if path == settings.path else None
+    path = settings.tokenizer or settings.path
+    revision = None if settings.tokenizer else settings.revision
     try:
-        return loader.from_pretrained(
-            str(Path(path).expanduser()) if Path(path).expanduser().exists() else path,
-            revision=revision,
-            trust_remote_code=settings.trust_remote_code,
-            **options,
+        return AutoTokenizer.from_pretrained(
+            os.path.expanduser(path), revision=revision, trust_remote_code=settings.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"model.path: {path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def load_model(settings: ModelSettings, trained: Path | None = None) -> PreTrainedModel:
+    """Return the recipe's model, or the whole trained model in a folder, as training loads it; on the GPUs there are.
+
+    Raises:
+        RecipeError: it cannot be loaded.
+        CheckpointError: its files are damaged.
+    """
+    if trained:
+        settings = replace(settings, path=str(trained), revision=None, fp8="dequantize")
+    if torch.cuda.is_available():
+        settings = replace(settings, device_map="auto")
+    return load_for_training(settings).eval()

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..progress import progress_bar
 
 LINE_EVERY_S = 15.0
 
@@ -14,21 +15,12 @@ LINE_EVERY_S = 15.0
 def row_progress(console: Console, description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Give the callback that is told how many more of `total` rows are done; a last line says how long they took."""
     start = time.monotonic()
-    if console.is_terminal:
-        with Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        ) as progress:
-            bar = progress.add_task(description, total=total)
-            yield lambda number: progress.advance(bar, number)
-    else:
-        yield _lines(console, description, total)
+    with progress_bar(console) as bars:
+        if console.is_terminal:
+            bar = bars.add_task(description, total=total)
+            yield lambda number: bars.advance(bar, number)
+        else:
+            yield _lines(console, description, total)
     console.print(f"  {description}: {total:,} in {time.monotonic() - start:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""An evaluation written down: `evaluation.json` for programs, `evaluation.md` for people, a table for the terminal."""
+"""An evaluation written down: `evaluation.json` for programs, `evaluation.md` with a figure for people, and a table."""
 
 import json
 from dataclasses import asdict
@@ -11,21 +11,19 @@ from .findings import Evaluation, HarnessScores, Side
 from .generation import Answer
 from .markdown import cell, literal, quote, table
 from .measures import CONFIDENCE, RESAMPLES, Comparison, Estimate
+from .plot import save_plot
 
-MARKDOWN, JSON = "evaluation.md", "evaluation.json"
+MARKDOWN, JSON, PLOT = "evaluation.md", "evaluation.json", "evaluation.png"
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Write both files into `folder`, which is made if it is not there, and return them: Markdown, JSON."""
+def write_report(evaluation: Evaluation, folder: Path) -> Path:
+    """Write the report and its figure into `folder`, which is made if it is not there; return the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        folder / MARKDOWN: as_markdown(evaluation),
-        folder / JSON: json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n",
-    }
-    for file, text in texts.items():
-        file.write_text(text, encoding="utf-8")
-    markdown, data = texts
-    return markdown, data
+    save_plot(evaluation.comparisons, folder / PLOT)
+    data = json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n"
+    (folder / JSON).write_text(data, encoding="utf-8")
+    (folder / MARKDOWN).write_text(as_markdown(evaluation), encoding="utf-8")
+    return folder / MARKDOWN
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -68,6 +66,7 @@ def as_markdown(evaluation: Evaluation) -> str:
         "# Evaluation",
         f"{subject}, on {evaluation.num_conversations:,} held-out conversations that training did not see.",
         table(comparison_columns(evaluation), [comparison_cells(comparison) for comparison in evaluation.comparisons]),
+        f"![Each measure with its interval]({PLOT})",
         _explanation(evaluation),
     ]
     if before.harness:

@@ -14,6 +14,7 @@ from seeklet.finetune.evaluation.findings import Evaluation, Side
 from seeklet.finetune.evaluation.generation import Answer
 from seeklet.finetune.evaluation.markdown import cell, literal, quote, table
 from seeklet.finetune.evaluation.measures import with_ones
+from seeklet.finetune.evaluation.plot import draw_comparisons
 from seeklet.finetune.evaluation.progress import row_progress
 from seeklet.finetune.evaluation.questions import Question
 from seeklet.finetune.evaluation.report import summary_table, write_report
@@ -46,7 +47,7 @@ def evaluation(after: bool = True, harness: bool = False) -> Evaluation:
 
 
 def test_markdown(tmp_path: Path) -> None:
-    file, _ = write_report(evaluation(harness=True), tmp_path / "new")
+    file = write_report(evaluation(harness=True), tmp_path / "new")
     text = file.read_text(encoding="utf-8")
     # Loss 9 / 3 and 3 / 3 in every resample; of two matches, one and then both.
     loss = "3.000 (3.000 to 3.000) | 1.000 (1.000 to 1.000) | -2.000 (-2.000 to -2.000) | better"
@@ -67,8 +68,8 @@ def test_markdown(tmp_path: Path) -> None:
 
 
 def test_json(tmp_path: Path) -> None:
-    _, file = write_report(evaluation(), tmp_path)
-    found = json.loads(file.read_text(encoding="utf-8"))
+    write_report(evaluation(), tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert found["measures"]["loss"] == {
         "label": "loss (nats per token)",
         "higher_is_better": False,
@@ -91,9 +92,9 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_one_model_alone(tmp_path: Path) -> None:
-    markdown, data = write_report(evaluation(after=False), tmp_path)
+    markdown = write_report(evaluation(after=False), tmp_path)
     assert "| loss (nats per token) | 3.000 (3.000 to 3.000) |\n" in markdown.read_text()
-    found = json.loads(data.read_text())
+    found = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(found["models"]) == ["before"] and "after" not in found["measures"]["loss"]
     console = Console(file=StringIO(), width=100)
     console.print(summary_table(evaluation(after=False)))
@@ -111,6 +112,23 @@ def test_one_model_alone(tmp_path: Path) -> None:
 )
 def test_text_is_shown_as_it_is(text: str, shown: str) -> None:
     assert literal(text) == shown
+
+
+def test_figure_has_values_intervals_and_a_scale_each() -> None:
+    figure = draw_comparisons(evaluation().comparisons)
+    loss, match = figure.axes
+    for axes, values, ends in (
+        (loss, [1.0, 3.0], [(1.0, 1.0), (3.0, 3.0)]),
+        (match, [100.0, 50.0], [(100.0, 100.0), (0.0, 100.0)]),
+    ):
+        # From below: after, before.
+        assert [bar.lines[0].get_xdata()[0] for bar in axes.containers] == values
+        lines = [bar.lines[2][0].get_segments()[0] for bar in axes.containers]
+        assert [(segment[0][0], segment[1][0]) for segment in lines] == ends
+    assert loss.get_ylabel() == "loss (nats per token)\nlower is better"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
+    alone = draw_comparisons(evaluation(after=False).comparisons)
+    assert [len(axes.containers) for axes in alone.axes] == [1, 1]
 
 
 def test_tables_and_quotes() -> None:
