@@ -5,7 +5,7 @@ from typing import Any
 
 from .findings import Finding
 from .rows import Row
-from .scan import scan_text
+from .scan import is_clean, scan_text
 
 
 def redact_text(text: str) -> tuple[str, list[Finding]]:
@@ -30,6 +30,8 @@ def redact_row(row: Row) -> tuple[Row, Counter[str]]:
     nothing is found is returned itself.
     """
     counts: Counter[str] = Counter()
+    if is_clean(row):
+        return row, counts
     messages = _redact(row.messages, counts)
     tools = _redact(row.tools, counts)
     return (Row(messages, tools, row.source) if counts else row), counts
