@@ -19,6 +19,7 @@ from .meta_model import build_meta_model
 from .recipe import Recipe, as_yaml
 from .steps import count_steps
 from .trainer_settings import make_trainer_config
+from .training_model import freeze_unreached, set_losses
 
 
 def show_dry_run(recipe: Recipe, console: Console) -> None:
@@ -30,8 +31,10 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
     """
     # Before anything is printed: what is wrong with the recipe stands alone then.
     model = build_meta_model(recipe.model)
+    set_losses(model, recipe.moe)
     if recipe.adapter is not None:
         model = attach(model, recipe.adapter)
+    freeze_unreached(model, recipe.moe)
     prepared = prepare(recipe.data, load_tokenizer(recipe.model))
     config = make_trainer_config(recipe, Path(recipe.output.dir), bool(prepared.validation_rows))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))

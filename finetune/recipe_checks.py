@@ -21,6 +21,12 @@ def find_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     yield from _find_evaluation_contradictions(recipe)
     if recipe.moe.mtp_loss == "off" and recipe.moe.mtp_loss_weight:
         yield "moe.mtp_loss_weight", "given, but moe.mtp_loss is off; leave one of them out"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.model.device_map and processes > 1:
+        advice = (
+            "start one (accelerate launch --num_processes 1), or set it to null and let them share the model (FSDP)"
+        )
+        yield "model.device_map", f"auto lays one process's model out over all GPUs, and here are {processes}; {advice}"
     if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
         yield "trainer.fp16", "bf16 is true too; choose one"
     for key, names in (("data.train", recipe.data.train), ("evaluation.metrics", recipe.evaluation.metrics)):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from seeklet.finetune.cli import main
 from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.memory import Batch, Memory, measure_memory
 from seeklet.finetune.meta_model import build_meta_model
@@ -34,6 +35,7 @@ def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_dry_run_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_checkpoint("SmolLM2", tmp_path / "model")
     out = tmp_path / "out"
@@ -70,15 +72,39 @@ def test_what_is_printed_is_a_recipe_that_says_the_same(monkeypatch: pytest.Monk
         assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
-def test_target_that_the_model_does_not_have(tmp_path: Path) -> None:
-    model = build_checkpoint("SmolLM2", tmp_path / "model")
-    process = dry_run(str(SUPPORT), f"model.path={model}", "adapter.targets=[routed_experts]")
-    assert process.returncode == 2
-    assert process.stdout == ""
-    assert "routed_experts" in process.stderr
-    assert "Traceback" not in process.stderr
+@pytest.mark.parametrize(
+    ("model", "override", "said"),
+    [
+        ("SmolLM2", "adapter.targets=[routed_experts]", "routed_experts"),
+        ("SmolLM2", "moe.bias_update_speed=0.1", "moe.bias_update_speed is 0.1, but the model is a LlamaForCausalLM"),
+        ("SmolLM2", "trainer.report_to=wandb", "trainer.report_to is wandb, which is not installed"),
+        ("SmolLM2", "data.max_tokens=20", "over-long"),
+        ("SmolLM2", "data.chat_template=nothing", "nothing"),
+        ("Moonlight", "model.fp8=keep", "model.fp8: keep, but"),
+    ],
+)
+def test_what_only_the_model_or_the_data_can_tell(
+    model: str,
+    override: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = build_checkpoint(model, tmp_path / "model")
+    capsys.readouterr()
+    monkeypatch.chdir(ROOT)
+    arguments = ["seeklet", "train", str(SUPPORT), f"model.path={folder}", override, "--dry-run"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
 
 
+@pytest.mark.slow
 def test_model_that_cannot_be_had(tmp_path: Path) -> None:
     process = dry_run(str(SUPPORT), "model.path=nobody/nothing")
     assert process.returncode == 2

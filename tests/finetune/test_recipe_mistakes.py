@@ -98,7 +98,19 @@ def test_output_must_not_be_the_model_nor_in_a_folder_that_is_closed(run: Run, t
         pytest.skip("this user may write everywhere")
     assert run(RECIPE, "output.dir=closed/x") == (
         2,
-        [f"override 'output.dir=closed/x': output.dir: closed/x: closed may not be written"],
+        ["override 'output.dir=closed/x': output.dir: closed/x: closed may not be written"],
+    )
+
+
+def test_one_process_for_a_model_laid_out_over_all_gpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert run(RECIPE, "model.device_map=auto") == (
+        2,
+        [
+            "override 'model.device_map=auto': model.device_map: auto lays one process's model out over all GPUs, and "
+            "here are 8; start one (accelerate launch --num_processes 1), or set it to null and let them share the "
+            "model (FSDP)"
+        ],
     )
 
 
