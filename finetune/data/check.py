@@ -26,7 +26,7 @@ _TOKENIZED_ROWS = 256
 
 @dataclass
 class FileReport:
-    """One file: its valid rows, its rows with errors, and what shapes it has."""
+    """One file: how many rows it has, how many of them have errors, and of what shapes they are."""
 
     name: str
     for_validation: bool
@@ -125,6 +125,7 @@ class _Check:
             self._problems.add(item)
             if item.severity == "error" and item.source.line and item.source != bad:
                 bad = item.source
+                file.rows += 1
                 file.bad_rows += 1
         self._check_tokens(waiting, file)
 
@@ -138,26 +139,23 @@ class _Check:
     def _scan(self, row: Row, file: FileReport) -> None:
         findings = scan_row(row)
         if findings:
-            flaws = [
-                Flaw(
-                    name,
-                    f"holds what looks like {finding.kind} (characters {finding.start + 1} to {finding.end})",
-                    finding.kind,
-                    self._secret_severity,
-                )
-                for name, finding in findings
-            ]
+            # The place only: a report with the secret in it would be one more place to keep it from.
+            message = "holds what looks like {0.kind}, from character {0.start} to {0.end}"
+            severity = self._secret_severity
+            flaws = [Flaw(name, message.format(found), found.kind, severity) for name, found in findings]
             self._add(flaws, row, file)
 
     def _check_tokens(self, rows: list[Row], file: FileReport) -> None:
         """Check `rows` by the tokenizer, and empty the list."""
         if self._tokens and rows:
-            for row, flaws in zip(rows, self._tokens.check(rows), strict=True):
+            stats = self._tokens.validation if file.for_validation else self._tokens.training
+            for row, flaws in zip(rows, self._tokens.check(rows, stats), strict=True):
                 self._add(flaws, row, file)
         rows.clear()
 
     def _add(self, flaws: list[Flaw], row: Row, file: FileReport) -> None:
         """Add what was found in a converted row, by the names of the file."""
+        file.bad_rows += any(flaw.severity == "error" for flaw in flaws)
         for flaw in flaws:
             roles = [message["role"] for message in row.messages]
             name = in_file(file.layouts[0].shape, file.columns, roles, flaw.field)

@@ -6,26 +6,24 @@ from matplotlib.ticker import MaxNLocator
 
 from .check import CheckReport
 from .counts import Histogram
+from .stats import draw_stats
 
 # Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart.
 _BAR, _MARK = "#0072B2", "#D55E00"
-# Bars are about 5 pixels wide: narrower ones cannot be told apart.
-_MAX_BARS = 60
+# Narrower bars cannot be told apart.
+_MAX_BARS = 48
 
 
 def draw_check(report: CheckReport) -> Figure:
-    """Return a figure of histograms: lengths, turns and, with a tokenizer, the share of trained tokens."""
-    tokens = report.tokens
-    drawn = [("turns a row", report.counts.turns)]
-    drawn.insert(0, ("tokens a row", tokens.lengths) if tokens else ("characters a row", report.counts.characters))
-    if tokens:
-        drawn.append(("trained tokens, % of the row", tokens.trained_percent))
-    figure = Figure(figsize=(4.5 * len(drawn), 3.6), dpi=130, layout="constrained")
-    for axes, (name, histogram) in zip(figure.subplots(1, len(drawn)), drawn, strict=True):
-        _draw(axes, name, histogram)
-    figure.suptitle(
-        f"{report.counts.rows:,} rows of {', '.join(file.name for file in report.files)}"[:100], fontsize=10
-    )
+    """Return a figure of histograms: with a tokenizer as `draw_stats` has it, else of characters and turns a row."""
+    if report.tokens:
+        stats = {"training": report.tokens.training, "validation": report.tokens.validation}
+        return draw_stats(stats, report.tokens.max_tokens)
+    figure = Figure(figsize=(9, 3.8), dpi=130, layout="constrained")
+    characters, turns = figure.subplots(1, 2)
+    _draw(characters, "characters a row", report.counts.characters)
+    _draw(turns, "turns a row", report.counts.turns)
+    figure.suptitle(f"{report.counts.rows:,} rows", fontsize=10)
     return figure
 
 

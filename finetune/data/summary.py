@@ -1,6 +1,6 @@
 """What a check found, for the terminal and as JSON."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +10,10 @@ from .check import CheckReport, FileReport
 from .counts import Histogram
 from .rows import ROLES
 from .wording import quoted
+
+if TYPE_CHECKING:
+    # It imports matplotlib and transformers, which a report without a tokenizer has no use for.
+    from .stats import TokenStats
 
 
 def print_report(report: CheckReport, console: Console) -> None:
@@ -48,12 +52,11 @@ def notes(report: CheckReport) -> list[str]:
 
 def verdict(report: CheckReport) -> Text:
     """Return the last line: whether this can be trained on."""
-    bad = sum(file.bad_rows for file in report.files)
-    rows = report.counts.rows + bad
+    rows, bad = sum(file.rows for file in report.files), sum(file.bad_rows for file in report.files)
     speed = f"{_number(rows, 'row')} read in {report.seconds:.1f} s ({rows / max(report.seconds, 1e-9):,.0f} rows/s): "
     found = f"{_number(report.num_errors, 'error')}, {_number(report.num_warnings, 'warning')}"
     if report.num_errors:
-        return Text.assemble(speed, (found, "bold red"), f"; {_number(bad, 'row')} not fit for training")
+        return Text.assemble(speed, (found, "bold red"), f"; {_number(bad, 'row')} with errors; not fit for training")
     return Text.assemble(speed, (found, "bold green"), "; fit for training")
 
 
@@ -64,14 +67,15 @@ def as_json(report: CheckReport) -> dict[str, Any]:
         "num_errors": report.num_errors,
         "num_warnings": report.num_warnings,
         "files": [_file_as_json(file) for file in report.files],
-        "rows": report.counts.rows,
+        "rows": sum(file.rows for file in report.files),
+        "bad_rows": sum(file.bad_rows for file in report.files),
         "turns": _as_json(report.counts.turns),
         "roles": dict(report.counts.roles),
         "characters": _as_json(report.counts.characters),
         "rows_with_tools": report.counts.with_tools,
         "rows_with_reasoning": report.counts.with_reasoning,
-        "tokens": report.tokens and _as_json(report.tokens.lengths),
-        "trained_tokens": report.tokens and _as_json(report.tokens.trained),
+        "tokens": report.tokens
+        and {"training": report.tokens.training.as_dict(), "validation": report.tokens.validation.as_dict()},
         "near_duplicates_among": report.near_rows,
         "scanned": report.scanned,
         "seconds": round(report.seconds, 3),
@@ -98,8 +102,8 @@ def _files_table(report: CheckReport) -> Table:
     table = Table(title="Files", title_justify="left", title_style="bold")
     for name in ("file", "used for", "shape", "columns", "not read"):
         table.add_column(name)
-    table.add_column("valid rows", justify="right")
-    table.add_column("bad rows", justify="right")
+    table.add_column("rows", justify="right")
+    table.add_column("with errors", justify="right")
     for file in report.files:
         table.add_row(
             Text(file.name),
@@ -120,15 +124,14 @@ def _short(names: list[str]) -> str:
 
 def _counts_table(report: CheckReport) -> Table:
     counts = report.counts
-    table = Table(title="Valid rows", title_justify="left", title_style="bold")
+    table = Table(title="Rows that could be read", title_justify="left", title_style="bold")
     for name in ("", "in all", "mean", "median", "95 %", "most"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row(*_measured("turns a row", counts.turns))
     table.add_row(*_measured("characters a row", counts.characters))
     if report.tokens:
-        table.add_row(*_measured("tokens a row", report.tokens.lengths))
-        table.add_row(*_measured("trained tokens a row", report.tokens.trained))
-        table.add_row(*_measured("trained tokens, %", report.tokens.trained_percent, in_all=False))
+        _add_tokens(table, "", report.tokens.training)
+        _add_tokens(table, "validation: ", report.tokens.validation)
     for role in ROLES:
         if counts.roles[role]:
             table.add_row(f"{role} turns", f"{counts.roles[role]:,}", "", "", "", "")
@@ -136,6 +139,13 @@ def _counts_table(report: CheckReport) -> Table:
         if number:
             table.add_row(name, f"{number:,}", "", "", "", "")
     return table
+
+
+def _add_tokens(table: Table, prefix: str, stats: "TokenStats") -> None:
+    if stats.num_rows:
+        table.add_row(*_measured(f"{prefix}tokens a row", stats.tokens))
+        table.add_row(*_measured(f"{prefix}trained tokens a row", stats.trained))
+        table.add_row(*_measured(f"{prefix}trained tokens, % of a row", stats.trained_percent, in_all=False))
 
 
 def _measured(name: str, histogram: Histogram, in_all: bool = True) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import DataError
-from .counts import Histogram
 from .problems import Flaw
 from .rows import Row
 from .scan import texts_of
 from .settings import DataSettings
+from .stats import TokenStats
 from .template import ChatTemplate, choose_template
 from .text_flaws import special_token_flaws, special_token_pattern
 from .tokenize_rows import RefusedRow, RowTokenizer
@@ -20,23 +20,20 @@ _NO_LIMIT = 1 << 62
 
 
 class TokenCheck:
-    """Tokenises rows as training will, and counts.
-
-    `lengths` holds the tokens of each row, `trained` those of them that are learned, `trained_percent` their share.
-    """
+    """Tokenises rows as training will, and counts them in `training` and `validation`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, settings: DataSettings):
         self.template = template
-        self.lengths = Histogram()
-        self.trained = Histogram()
-        self.trained_percent = Histogram()
+        self.training = TokenStats()
+        self.validation = TokenStats()
+        self.max_tokens = settings.max_tokens
         self._settings = settings
         self._tokenize = RowTokenizer(tokenizer, template, _NO_LIMIT, assistant_only=settings.assistant_only)
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = special_token_pattern(special)
 
-    def check(self, rows: Sequence[Row]) -> list[list[Flaw]]:
-        """Return what is wrong with each of `rows`, and count their tokens; a few hundred at a time are fastest."""
+    def check(self, rows: Sequence[Row], stats: TokenStats) -> list[list[Flaw]]:
+        """Return what is wrong with each of `rows`, and count them in `stats`; a few hundred at a time are fastest."""
         found: list[list[Flaw]] = []
         for row, made in zip(rows, self._tokenize([self._with_system(row) for row in rows]), strict=True):
             flaws = [flaw for field, text in texts_of(row) for flaw in special_token_flaws(text, field, self._special)]
@@ -44,17 +41,15 @@ class TokenCheck:
                 problem = made.problem
                 flaws.append(Flaw(problem.field, problem.message, problem.kind, problem.severity))
             else:
-                flaws += self._counted(len(made.input_ids), int(made.assistant_mask.sum()))
+                stats.add(made)
+                flaws += self._length(len(made.input_ids))
             found.append(flaws)
         return found
 
-    def _counted(self, num_tokens: int, num_trained: int) -> list[Flaw]:
-        self.lengths.add(num_tokens)
-        self.trained.add(num_trained)
-        self.trained_percent.add(100 * num_trained // num_tokens)
-        if num_tokens <= self._settings.max_tokens:
+    def _length(self, num_tokens: int) -> list[Flaw]:
+        if num_tokens <= self.max_tokens:
             return []
-        message = f"is {num_tokens:,} tokens long; allowed: {self._settings.max_tokens:,} (max_tokens)"
+        message = f"is {num_tokens:,} tokens long; allowed: {self.max_tokens:,} (max_tokens)"
         return [Flaw("", message, "too-long", "error" if self._settings.on_long == "error" else "warning")]
 
     def _with_system(self, row: Row) -> Row:
