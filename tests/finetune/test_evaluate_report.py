@@ -96,9 +96,9 @@ def test_one_model_alone(tmp_path: Path) -> None:
     assert "| loss (nats per token) | 3.000 (3.000 to 3.000) |\n" in markdown.read_text()
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(found["models"]) == ["before"] and "after" not in found["measures"]["loss"]
-    console = Console(file=StringIO(), width=100)
-    console.print(summary_table(evaluation(after=False)))
-    assert "3.000 (3.000 to 3.000)" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    written = StringIO()
+    Console(file=written, width=100).print(summary_table(evaluation(after=False)))
+    assert "3.000 (3.000 to 3.000)" in written.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,9 @@ def test_figure_has_values_intervals_and_a_scale_each() -> None:
         (match, [100.0, 50.0], [(100.0, 100.0), (0.0, 100.0)]),
     ):
         # From below: after, before.
-        assert [bar.lines[0].get_xdata()[0] for bar in axes.containers] == values
-        lines = [bar.lines[2][0].get_segments()[0] for bar in axes.containers]
+        bars: Any = axes.containers
+        assert [bar.lines[0].get_xdata()[0] for bar in bars] == values
+        lines = [bar.lines[2][0].get_segments()[0] for bar in bars]
         assert [(segment[0][0], segment[1][0]) for segment in lines] == ends
     assert loss.get_ylabel() == "loss (nats per token)\nlower is better"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
@@ -140,11 +141,9 @@ def test_tables_and_quotes() -> None:
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, 10.0, 20.0, 30.0, 100.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    console = Console(file=StringIO(), width=100)
-    with row_progress(console, "answers", 2000) as advance:
+    written = StringIO()
+    with row_progress(Console(file=written, width=100), "answers", 2000) as advance:
         for number in (400, 600, 1000):
             advance(number)
     # 1,000 of 2,000 in 20 seconds; 10 seconds are too soon for a line, and the last one is the end itself.
-    assert console.file.getvalue() == (  # pyright: ignore[reportAttributeAccessIssue]
-        "  answers: 1,000 of 2,000, about 20 s left\n  answers: 2,000 in 100 s\n"
-    )
+    assert written.getvalue() == ("  answers: 1,000 of 2,000, about 20 s left\n  answers: 2,000 in 100 s\n")

@@ -79,9 +79,9 @@ def test_report(tmp_path: Path) -> None:
     assert "**user**\n\n> What does \\*it\\* cost?  \n\n**assistant**\n\n> &lt;b>7&lt;/b> crowns  \n" in text
     assert "![train loss](run/plots/train_loss.png)" in text
     assert "CC BY 4.0" in text and "| **all** | **3** |" in text
-    console = Console(width=200, file=StringIO())
-    console.print(summary_table(findings, tmp_path))
-    shown = console.file.getvalue()
+    written = StringIO()
+    Console(width=200, file=written).print(summary_table(findings, tmp_path))
+    shown = written.getvalue()
     assert "ROUGE-L" in shown and "3 s" in shown and str(tmp_path / "report.md") in shown
 
 

