@@ -165,7 +165,7 @@ class _Preparation:
     def _refuse(self, refused: RefusedRow) -> None:
         row, problem = refused
         choice = self._settings.on_bad_row
-        if problem.kind == "over-long":
+        if problem.kind == "too-long":
             choice = "error" if self._settings.on_long == "error" else "skip"
         if choice == "skip":
             self._skip(problem, row)

@@ -5,6 +5,7 @@ markers, so seeklet ships templates that write the same text with them; a shippe
 where it writes the very text that the tokenizer's own writes.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,9 +138,9 @@ def left_out(row: Row, rendered: Rendered) -> str | None:
     text = rendered.text
     for i, message in enumerate(row.messages):
         for name in ("content", "reasoning_content"):
-            # Templates strip blanks from both ends, and part the reasoning of a content that holds it from the rest.
+            # Templates part the reasoning of a content that holds it from the rest.
             parts = message.get(name, "").replace("<think>", "</think>").split("</think>")
-            if any(part.strip() not in text for part in parts):
+            if not all(_is_in(part.strip(), text) for part in parts):
                 return f"messages[{i}].{name}"
         for k, call in enumerate(message.get("tool_calls", ())):
             if call["function"]["name"] not in text:
@@ -149,6 +150,11 @@ def left_out(row: Row, rendered: Rendered) -> str | None:
         if str(function.get("name", "")) not in text:
             return f"tools[{k}]"
     return None
+
+
+def _is_in(part: str, text: str) -> bool:
+    # What tools answer is JSON in some templates.
+    return part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[tuple[str, str] | None]:

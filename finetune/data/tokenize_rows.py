@@ -100,7 +100,7 @@ class RowTokenizer:
             if mask.any():
                 return TokenRow(row, input_ids, mask, truncated=True)
             message += ", and before the cut nothing to train on"
-        return _refused(row, "", message, "over-long")
+        return _refused(row, "", message, "too-long")
 
 
 def _refused(row: Row, field: str, message: str, kind: str) -> RefusedRow:

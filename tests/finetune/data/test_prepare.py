@@ -139,7 +139,7 @@ def test_long_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     skip = prepare(DataSettings((file,), validation=0.0, max_tokens=12, on_long="skip"), tokenizer, side)
     assert texts(skip, tokenizer) == [text(f"question {i}", f"answer {i}") for i in range(2)]
     [skipped] = [json.loads(line) for line in side.read_text(encoding="utf-8").splitlines()]
-    assert skipped["row"] == long and skipped["reasons"][0]["kind"] == "over-long"
+    assert skipped["row"] == long and skipped["reasons"][0]["kind"] == "too-long"
     cut = prepare(DataSettings((file,), validation=0.0, max_tokens=12, on_long="truncate"), tokenizer)
     assert texts(cut, tokenizer)[2] == text("question", "one two three four five six seven eight")[: -len(END)]
     assert cut.report.truncated == 1
@@ -198,7 +198,7 @@ def test_a_system_message_and_a_template_by_name(tokenizer: PreTrainedTokenizerB
 
 def test_nothing_is_left(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", chat("question", "a long answer " * 10))
-    with pytest.raises(DataError, match=r"no conversation is left to train on; train: 0 conversations.*over-long 1"):
+    with pytest.raises(DataError, match=r"no conversation is left to train on; train: 0 conversations.*too-long 1"):
         prepare(DataSettings((file,), max_tokens=10, on_long="skip"), tokenizer)
 
 

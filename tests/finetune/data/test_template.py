@@ -326,6 +326,8 @@ def row(*messages: dict[str, Any], tools: list[Any] | None = None) -> Row:
     [
         ("smollm2", REASONED, None, None),
         ("chatml", TOOL_CHAT, TOOLS, None),
+        # Llama writes what a tool answers as JSON.
+        ("llama-3.1", [*TOOL_CHAT[:3], {"role": "tool", "content": 'in "Köln"\n'}, TOOL_CHAT[4]], TOOLS, None),
         ("smollm2", TOOL_CHAT, None, "messages[2].tool_calls[0]"),
         ("deepseek-v3", TOOL_CHAT[:2], TOOLS, "tools[0]"),
     ],

@@ -115,7 +115,7 @@ def test_long_rows_are_refused_or_cut_off(tokenizer: PreTrainedTokenizerBase) ->
     assert isinstance(kept, TokenRow)
     assert (
         problem_of(refused)
-        == f"over-long: a.jsonl:7: has {length} tokens; allowed: at most data.max_tokens, {length - 1}"
+        == f"too-long: a.jsonl:7: has {length} tokens; allowed: at most data.max_tokens, {length - 1}"
     )
     assert isinstance(row_tokenizer(tokenizer, length)([long])[0], TokenRow)
     whole = tokens_of(row_tokenizer(tokenizer)([long])[0])
