@@ -4,7 +4,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, wait_for_everyone
@@ -44,26 +44,30 @@ def step_of(checkpoint: Path) -> int:
 
 
 @contextmanager
-def new_checkpoint(folder: Path, step: int, is_main: bool) -> Iterator[Path]:
-    """Give every process the same empty directory to write to, which becomes the checkpoint of `step` at the end.
+def written_by_all(target: Path, last: str, is_main: bool) -> Iterator[Path]:
+    """Give every process the same empty directory to write to, which becomes `target` at the end.
 
-    It appears in one step, when all processes have written, and replaces an older one of the same step. When the block
-    raises in the main process, or that is killed, there is no such checkpoint, and an older one is as it was. All
-    processes must see the same folder.
+    It appears in one step, when all processes have written, and replaces what was there. When the block raises in the
+    main process, or that is killed, `target` is as it was. All processes must see the same folder. `last` is the name
+    of a file without which nothing reads the others.
 
     Raises:
         OSError: writing fails.
     """
-    target = checkpoint_path(folder, step)
     if not is_main:
         yield Path(_from_main(None))
         wait_for_everyone()
         wait_for_everyone()
         return
-    with replaced_directory(target, lambda name: True, STATE_FILE) as staging:
+    with replaced_directory(target, lambda name: True, last) as staging:
         yield Path(_from_main(str(staging)))
         wait_for_everyone()
     wait_for_everyone()
+
+
+def new_checkpoint(folder: Path, step: int, is_main: bool) -> AbstractContextManager[Path]:
+    """Give every process the directory that becomes the checkpoint of `step`: see `written_by_all`."""
+    return written_by_all(checkpoint_path(folder, step), STATE_FILE, is_main)
 
 
 def delete_checkpoint(checkpoint: Path) -> None:

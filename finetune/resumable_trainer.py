@@ -1,0 +1,193 @@
+"""A Trainer that may be killed at any moment: checkpoints are whole, and a run that goes on is the same bit by bit."""
+
+import math
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from seeklet.modeling import SeekletError
+
+from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_checkpoint, rotate, written_by_all
+from .errors import TrainingError
+from .lora.files import load_adapter, save_adapter
+
+ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
+
+
+class ResumableTrainer(Trainer):
+    """To be put before a Trainer of transformers or TRL.
+
+    Differs from it in this: a checkpoint appears in one step and is deleted in one; adapters are saved with the router
+    biases and loaded again; a loss that is no number ends the training; a run that is done does no further step when
+    it is resumed.
+    """
+
+    def __init__(self, *args: Any, max_shard_gb: float = 5.0, **kwargs: Any):
+        """Save models in files of at most `max_shard_gb`; the rest as the Trainer behind this class takes it."""
+        super().__init__(*args, **kwargs)
+        self._max_shard_size = round(max_shard_gb * 10**9)
+        # Trainer would delete file by file what is over the limit when training ends.
+        self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        # Step, loss and gradient norm that nobody has looked at yet.
+        self._unchecked: tuple[int, torch.Tensor] | None = None
+        self._gradient_norm: torch.Tensor | float | None = None
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the checkpoints are."""
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def last_good(self) -> str:
+        """Return, as the end of an error message, from where this run can go on."""
+        last = last_checkpoint(self.checkpoint_folder)
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    def save_trained(self, folder: Path) -> None:
+        """Write the model or the adapter with its tokenizer to `folder`, all of it or nothing; call it on every rank.
+
+        Raises:
+            TrainingError: writing fails.
+        """
+        if self.is_fsdp_enabled:
+            assert self.accelerator.state.fsdp_plugin is not None
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        last = ADAPTER_CONFIG if isinstance(self._bare_model(), PeftModel) else MODEL_CONFIG
+        with self._saving(folder), written_by_all(folder, last, self.is_world_process_zero()) as staging:
+            self.save_model(str(staging), _internal_call=True)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Run forward and backward.
+
+        Raises:
+            TrainingError: the loss of the micro-batch before was no number.
+        """
+        # Of the one before: that is computed by now, so nothing waits for a GPU.
+        self.check_finite()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._unchecked = self.state.global_step + 1, loss
+        return loss
+
+    def check_finite(self) -> None:
+        """Check the last loss.
+
+        Raises:
+            TrainingError: it was no number.
+        """
+        if self._unchecked is None:
+            return
+        (step, loss), self._unchecked = self._unchecked, None
+        if not torch.isfinite(loss).all():
+            self._diverged(f"the loss is {loss.mean().item()}", step)
+
+    def _check_gradient(self) -> None:
+        norm = self._gradient_norm
+        # Scaled gradients of fp16 overflow now and then, and the scaler skips that step.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self._diverged(f"the norm of the gradient is {float(norm)}", self.state.global_step)
+
+    def _diverged(self, what: str, step: int) -> None:
+        rate = self._get_learning_rate() if self.lr_scheduler is not None else self.args.learning_rate
+        raise TrainingError(
+            f"step {step}: {what}, so training has failed at a learning rate of {rate:.3g}; {self.last_good()}. Begin "
+            "a new run with a lower trainer.learning_rate or trainer.max_grad_norm, or with more trainer.warmup_steps"
+        )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._gradient_norm
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Where a run is resumed that was done, or was to stop, Trainer would do one more step before it notices.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_finite()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        counts = super()._init_training_state(*args, **kwargs)
+        # Not the path of the day it was saved: the folder of the run may have moved since.
+        self.state.best_model_checkpoint = self._best_checkpoint()
+        return counts
+
+    def _best_checkpoint(self) -> str | None:
+        best = self.state.best_global_step
+        path = checkpoint_path(self.checkpoint_folder, best) if best else None
+        return str(path) if path is not None and path.is_dir() else None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.check_finite()
+        self._check_gradient()
+        self.store_flos()
+        step, is_main = self.state.global_step, self.is_world_process_zero()
+        target = checkpoint_path(self.checkpoint_folder, step)
+        with self._saving(target), new_checkpoint(self.checkpoint_folder, step, is_main) as staging:
+            self.save_model(str(staging), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(staging))
+            self._save_scaler(str(staging))
+            self._save_rng_state(str(staging))
+            is_best = self.state.best_global_step == step
+            self.state.best_model_checkpoint = str(target) if is_best else self._best_checkpoint()
+            if is_main:
+                self.state.save_to_json(str(staging / STATE_FILE))
+        if is_main:
+            rotate(self.checkpoint_folder, self._save_total_limit, self.state.best_global_step)
+
+    @contextmanager
+    def _saving(self, target: Path):
+        """Turn what goes wrong while writing into an error that says what is still there."""
+        try:
+            yield
+        except SeekletError:
+            raise
+        # PyTorch's writer raises a RuntimeError and safetensors its own error where a disk is full.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            free = shutil.disk_usage(self.checkpoint_folder).free
+            raise TrainingError(
+                f"{target}: saving failed: {reason} ({free / 10**9:.1f} GB are free there); nothing half is left, and "
+                f"{self.last_good()}. Make room and go on with --resume"
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert output_dir is not None
+        model = self._bare_model()
+        if isinstance(model, PeftModel):
+            save_adapter(model, output_dir, state_dict=state_dict)
+        else:
+            model.save_pretrained(output_dir, state_dict=state_dict, max_shard_size=self._max_shard_size)
+        assert self.processing_class is not None
+        self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._loads_adapter():
+            load_adapter(self._bare_model(), resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._loads_adapter():
+            assert self.state.best_model_checkpoint is not None
+            load_adapter(self._bare_model(), self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _loads_adapter(self) -> bool:
+        # FSDP and DeepSpeed keep files of their own in a checkpoint.
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return isinstance(self._bare_model(), PeftModel) and not is_sharded
+
+    def _bare_model(self) -> PeftModel | PreTrainedModel:
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
