@@ -64,6 +64,23 @@ def test_dry_run_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert load_recipe(tmp_path / "again.yaml") == load_recipe(SUPPORT, overrides)
 
 
+@pytest.mark.slow
+def test_dry_run_of_two_processes_is_told_once(tmp_path: Path) -> None:
+    model = build_checkpoint("SmolLM2", tmp_path / "model")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "seeklet.finetune"]
+    process = subprocess.run(
+        [*launch, "train", str(SUPPORT), f"model.path={model}", "--dry-run"],
+        cwd=ROOT,
+        env=os.environ | PLAIN_TERMINAL,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert process.returncode == 0, process.stderr
+    # ceil(44 / (4 * 2)) steps an epoch.
+    assert process.stdout.count("30 optimizer steps of 8 sequences, 6 an epoch; processes: 2") == 1
+    assert process.stdout.count("Dry run") == 1
+
+
 def test_what_is_printed_is_a_recipe_that_says_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     for file in RECIPES:
