@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from .rows import Source
+from .wording import printable
 
 Severity = Literal["error", "warning"]
 
@@ -26,7 +27,9 @@ class Problem(NamedTuple):
     raw: str = ""
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.field} {self.message}" if self.field else f"{self.source}: {self.message}"
+        return printable(
+            f"{self.source}: {self.field} {self.message}" if self.field else f"{self.source}: {self.message}"
+        )
 
 
 class Flaw(NamedTuple):

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from .wording import printable
+
 # In the order messages name them; "tool" answers the tool_calls of the assistant turn before it.
 ROLES = ("system", "user", "assistant", "tool")
 # What a chat template may read of a message; converters keep nothing else.
@@ -21,7 +23,7 @@ class Source(NamedTuple):
     line: int = 0
 
     def __str__(self) -> str:
-        file = self.file if self.file.isprintable() else ascii(self.file)[1:-1]
+        file = printable(self.file)
         return f"{file}:{self.line}" if self.line else file
 
 

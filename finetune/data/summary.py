@@ -9,7 +9,7 @@ from rich.text import Text
 from .check import CheckReport, FileReport
 from .counts import Histogram
 from .rows import ROLES
-from .wording import quoted
+from .wording import printable
 
 if TYPE_CHECKING:
     # It imports matplotlib and transformers, which a report without a tokenizer has no use for.
@@ -85,7 +85,7 @@ def as_json(report: CheckReport) -> dict[str, Any]:
                 "kind": kind,
                 "count": number,
                 "shown": [
-                    {"file": p.source.file, "line": p.source.line, "field": p.field, "message": p.message}
+                    {"file": p.source.file, "line": p.source.line, "field": p.field, "message": printable(p.message)}
                     for p in problems
                 ],
             }
@@ -106,7 +106,7 @@ def _files_table(report: CheckReport) -> Table:
     table.add_column("with errors", justify="right")
     for file in report.files:
         table.add_row(
-            Text(file.name),
+            Text(printable(file.name)),
             "validation" if file.for_validation else "training",
             file.layouts[0].shape if file.layouts else "",
             Text(_short(list(file.columns.values()))),
@@ -118,7 +118,7 @@ def _files_table(report: CheckReport) -> Table:
 
 
 def _short(names: list[str]) -> str:
-    shown = ", ".join(quoted(name)[1:-1] for name in names[:6])
+    shown = ", ".join(printable(name) for name in names[:6])
     return f"{shown}, …" if len(names) > 6 else shown
 
 

@@ -26,13 +26,19 @@ _ROLE_NAMES = {
 }
 
 
-def quoted(text: str) -> str:
-    """Return `text` in quotes, cut to 60 characters, with everything unprintable escaped.
+def printable(text: str) -> str:
+    """Return `text` with everything unprintable escaped.
 
     Data is not to be trusted: an escape sequence in it must not reach the terminal.
     """
-    cut = text[:_SHOWN_CHARACTERS]
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """Return `text` in quotes, cut to 60 characters, with everything unprintable escaped."""
+    shown = printable(text[:_SHOWN_CHARACTERS])
     mark = "'" if '"' in shown else '"'
     return f"{mark}{shown}{'…' if len(text) > _SHOWN_CHARACTERS else ''}{mark}"
 
