@@ -95,7 +95,7 @@ def test_what_is_printed_is_a_recipe_that_says_the_same(monkeypatch: pytest.Monk
         ("SmolLM2", "adapter.targets=[routed_experts]", "routed_experts"),
         ("SmolLM2", "moe.bias_update_speed=0.1", "moe.bias_update_speed is 0.1, but the model is a LlamaForCausalLM"),
         ("SmolLM2", "trainer.report_to=wandb", "trainer.report_to is wandb, which is not installed"),
-        ("SmolLM2", "data.max_tokens=20", "over-long"),
+        ("SmolLM2", "data.max_tokens=20", "too-long"),
         ("SmolLM2", "data.chat_template=nothing", "nothing"),
         ("Moonlight", "model.fp8=keep", "model.fp8: keep, but"),
     ],
