@@ -1,5 +1,6 @@
 """A recipe's model on held-out conversations, before and after training: figures, answers side by side, a report."""
 
+import os
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from .errors import RecipeError
 from .evaluation.findings import Evaluation, Side
 from .evaluation.generation import generate_answers
 from .evaluation.harness import check_harness, run_harness
@@ -45,12 +47,9 @@ def evaluate(
         DataError: the data cannot be used, or nothing is held out.
     """
     console = console or Console(highlight=False)
-    verifiers = import_verifiers(recipe.evaluation.metrics)
-    check_harness(recipe.evaluation.lm_eval)
     output = Path(recipe.output.dir).expanduser()
     trained = None if before_only else after or find_trained(output)
-    if trained:
-        check_trained(trained)
+    verifiers = _check(recipe, trained)
     tokenizer = load_tokenizer(recipe.model)
     held_out = read_held_out(recipe, tokenizer)
 
@@ -118,3 +117,17 @@ def measure(
         console.print(f"  lm-evaluation-harness: {', '.join(settings.lm_eval)}")
         harness = run_harness(model, tokenizer, settings.lm_eval, settings.lm_eval_limit, settings.batch_size)
     return Side(path, rows, answers, answer_s, harness)
+
+
+def _check(recipe: Recipe, trained: Path | None) -> dict[str, Verifier]:
+    """Return the recipe's own metrics, after checking what can be checked without data and models."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise RecipeError(
+            f"evaluation runs in one process, on all GPUs there are, and was started in {processes}: use seeklet "
+            "evaluate, not accelerate launch"
+        )
+    check_harness(recipe.evaluation.lm_eval)
+    if trained:
+        check_trained(trained)
+    return import_verifiers(recipe.evaluation.metrics)

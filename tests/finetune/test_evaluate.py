@@ -165,6 +165,12 @@ def test_what_cannot_be_evaluated(root: Path, tmp_path: Path) -> None:
         evaluate(read_recipe(root, "evaluation.metrics=['no_such:score']"), console=SILENT)
 
 
+def test_several_processes_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RecipeError, match=r"runs in one process, .* was started in 4: use seeklet evaluate"):
+        evaluate(read_recipe(root), console=SILENT)
+
+
 @pytest.mark.slow
 def test_command(root: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
