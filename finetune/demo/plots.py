@@ -4,16 +4,13 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ..figures import COLOURS, DPI, new_figure, smooth
 from .train import History
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DPI = 130
 SMOOTHED_STEPS = 20
 LOAD_COLUMNS = 60
 """At most this many columns in the expert-load map; each sums the steps it stands for."""
@@ -36,7 +33,7 @@ def draw_plots(history: History, layer_names: list[str], stop_accuracy: float, f
 
 def draw_losses(history: History) -> Figure:
     """Return the figure of the LM and the MTP loss over steps, raw in the background, smoothed in front."""
-    figure, axes = _figure("Training loss, on the answers only", "cross entropy (nats per token, log scale)")
+    figure, axes = new_figure("Training loss, on the answers only", "cross entropy (nats per token, log scale)")
     steps = [record.step for record in history.steps]
     series = {
         "next token (LM)": [record.lm_loss for record in history.steps],
@@ -55,7 +52,7 @@ def draw_losses(history: History) -> Figure:
 def draw_accuracy(history: History, stop_accuracy: float) -> Figure:
     """Return the figure of validation accuracy over steps, with its 95 % interval and where training may stop."""
     total = history.validations[0].accuracy.total
-    figure, axes = _figure(f"Accuracy on {total} validation problems, by the verifier", "solved exactly (%)")
+    figure, axes = new_figure(f"Accuracy on {total} validation problems, by the verifier", "solved exactly (%)")
     steps = [record.step for record in history.validations]
     intervals = np.array([record.accuracy.interval for record in history.validations]) * 100
     shares = [record.accuracy.value * 100 for record in history.validations]
@@ -108,22 +105,3 @@ def relative_load(history: History, max_columns: int) -> np.ndarray:
     stretches = np.array_split(counts, min(max_columns, len(counts)))
     summed = np.stack([stretch.sum(axis=0) for stretch in stretches], axis=-1)
     return summed / summed.mean(axis=1, keepdims=True)
-
-
-def smooth(values: list[float], window: int) -> np.ndarray:
-    """Return the mean of each value and the up to `window - 1` before it: (1, 3, 5) with window 2 gives (1, 2, 4)."""
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    ends = np.arange(1, len(sums))
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _figure(title: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(ylabel)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes

@@ -1,18 +1,13 @@
-"""The figures show what was recorded: smoothing and load against hand-computed values."""
+"""The figures show what was recorded: load against hand-computed values."""
 
 import numpy as np
 
-from seeklet.finetune.demo.plots import relative_load, smooth
+from seeklet.finetune.demo.plots import relative_load
 from seeklet.finetune.demo.train import History, StepRecord
 
 
 def history(loads: list[list[list[int]]]) -> History:
     return History(steps=[StepRecord(i, 1.0, 1.0, 1.0, 1.0, 1e-3, load) for i, load in enumerate(loads, start=1)])
-
-
-def test_smooth_by_hand() -> None:
-    np.testing.assert_allclose(smooth([1.0, 3.0, 5.0, 1.0], 2), [1.0, 2.0, 4.0, 3.0])
-    np.testing.assert_allclose(smooth([1.0, 3.0], 20), [1.0, 2.0])
 
 
 def test_relative_load_by_hand() -> None:
