@@ -46,9 +46,9 @@ _CODICE_FISCALE = re.compile(r"[A-Z]{6}\d\d[A-EHLMPRST]\d\d[A-Z]\d{3}[A-Z](?!\w)
 # At least seven digits that only separators part.
 _SPACE = r"[ ()./\u00a0\u2010-\u2015-]"
 _DIGITS = re.compile(rf"[0-9](?:{_SPACE}{{0,3}}[0-9]){{6,}}")
-_DATES = re.compile(
-    r"(?:(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./](?:\d{4}|\d\d))[ .\u2010-\u2015-]{0,3})+(?:\d{1,2})?"
-)
+_DATE = r"(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./](?:\d{4}|\d\d))"
+# At least one separator, so that there is one way only to read it; the hour of a time may follow.
+_DATES = re.compile(rf"{_DATE}(?:[ .\u2010-\u2015-]{{1,3}}{_DATE})*(?: {{1,3}}\d{{1,2}})?")
 _AROUND = 20
 """The letters before and after the digits of an IBAN or a tax number stand within so many characters."""
 

@@ -33,7 +33,8 @@ class PrepareReport:
     def errors(self) -> str:
         """Return all errors that were kept, by kind, as one message."""
         problems = self.problems
-        said = [f"{problems.count('error'):,} errors in the data, so none of it was trained on:"]
+        number = problems.count("error")
+        said = [f"{number:,} error{'s' * (number != 1)} in the data, so none of it was trained on:"]
         for severity, kind, number, kept in problems.kinds():
             if severity == "error":
                 said += [f"  {problem}" for problem in kept]

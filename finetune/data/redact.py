@@ -5,7 +5,7 @@ from typing import Any
 
 from .findings import Finding
 from .rows import Row
-from .scan import is_clean, scan_text
+from .scan import NOT_WRITTEN, is_clean, scan_text
 
 
 def redact_text(text: str) -> tuple[str, list[Finding]]:
@@ -26,8 +26,8 @@ def redact_text(text: str) -> tuple[str, list[Finding]]:
 def redact_row(row: Row) -> tuple[Row, Counter[str]]:
     """Return the row without its secrets and personal data, and how many of each kind were replaced.
 
-    Tool calls and tools are redacted as well, also where arguments are JSON in a string. Roles stay. A row in which
-    nothing is found is returned itself.
+    Tool calls and tools are redacted as well, also where arguments are JSON in a string. Roles and ids stay. A row in
+    which nothing is found is returned itself.
     """
     counts: Counter[str] = Counter()
     if is_clean(row):
@@ -43,7 +43,7 @@ def _redact(value: Any, counts: Counter[str]) -> Any:
         counts.update(finding.kind for finding in findings)
         return text
     if isinstance(value, dict):
-        return {name: inner if name in ("role", "type") else _redact(inner, counts) for name, inner in value.items()}
+        return {name: inner if name in NOT_WRITTEN else _redact(inner, counts) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_redact(inner, counts) for inner in value]
     return value

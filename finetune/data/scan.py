@@ -23,6 +23,10 @@ _DIGITS = bytes(ord("0") if i in b"0123456789" else ord(" ") for i in range(256)
 _SEPARATORS = b" ()./-?\xa0"
 
 
+# Parts of a message that no person wrote, and that must stay what they are.
+NOT_WRITTEN = ("role", "type", "id", "tool_call_id")
+
+
 class _Signs(NamedTuple):
     """What a text may hold; all empty or False for most."""
 
@@ -61,11 +65,11 @@ def is_clean(row: Row) -> bool:
 
 
 def texts_of(row: Row) -> Iterator[tuple[str, str]]:
-    """Yield every string that a person or a model wrote in a row, with its field; roles and types are left out."""
+    """Yield every string that a person or a model wrote in a row, with its field; roles, types and ids are left out."""
     for i, message in enumerate(row.messages):
         for name, value in message.items():
             if isinstance(value, str):
-                if name not in ("role", "type"):
+                if name not in NOT_WRITTEN:
                     yield f"messages[{i}].{name}", value
             elif value:
                 yield from _strings(f"messages[{i}].{name}", value)
@@ -100,7 +104,8 @@ def _strings(field: str, value: Any) -> Iterator[tuple[str, str]]:
         yield field, value
     elif isinstance(value, dict):
         for name, inner in value.items():
-            yield from _strings(f"{field}.{name}", inner)
+            if name not in NOT_WRITTEN:
+                yield from _strings(f"{field}.{name}", inner)
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
             yield from _strings(f"{field}[{i}]", inner)

@@ -42,6 +42,11 @@ class Rule(NamedTuple):
     accept: Callable[[str], bool] = bool
 
 
+# A key starts where a word does. Without this, a text that repeats the first letters of one takes time that grows with
+# the square of its length.
+_START = r"(?<![A-Za-z0-9_-])"
+
+
 def looks_random(value: str) -> bool:
     """Return whether a value has what drawn characters have: both letters and digits, and at least 8 different."""
     return any(c.isdigit() for c in value) and any(c.isalpha() for c in value) and len(set(value)) >= 8
@@ -61,9 +66,16 @@ def looks_like_a_password(value: str) -> bool:
 
 
 def _rules_of(
-    plugin: type[RegexBasedDetector], kind: str, *hints: str, group: int = 0, accept: Callable[[str], bool] = bool
+    plugin: type[RegexBasedDetector],
+    kind: str,
+    *hints: str,
+    start: str = _START,
+    group: int = 0,
+    accept: Callable[[str], bool] = bool,
 ) -> list[Rule]:
-    return [Rule(kind, hints, pattern, group, accept) for pattern in plugin().denylist]
+    """Return a rule for each pattern of a plugin, tried only where `start` allows it."""
+    patterns = [re.compile(f"{start}(?:{found.pattern})", found.flags) for found in plugin().denylist]
+    return [Rule(kind, hints, pattern, group, accept) for pattern in patterns]
 
 
 # Each starts at a word's start and needs its own prefix, so a plain word never matches.
@@ -113,9 +125,9 @@ _KEY_BLOCK = (
 
 # Looked for inside each run of characters that keys are made of.
 TOKEN_RULES = (
-    *(Rule(kind, (hint,), re.compile(rf"(?<![A-Za-z0-9_]){pattern}"), 0, is_varied) for kind, hint, pattern in _TOKENS),
+    *(Rule(kind, (hint,), re.compile(_START + pattern), 0, is_varied) for kind, hint, pattern in _TOKENS),
     *_rules_of(OpenAIDetector, "openai-key", "t3blbkfj"),
-    Rule("api-key", ("sk-",), re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{24,}"), 0, looks_random),
+    Rule("api-key", ("sk-",), re.compile(_START + r"sk-[A-Za-z0-9_-]{24,}"), 0, looks_random),
     *_rules_of(AzureStorageKeyDetector, "azure-key", "accountkey="),
     *_rules_of(GitHubTokenDetector, "github-token", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", accept=is_varied),
     *_rules_of(GitLabTokenDetector, "gitlab-token", "gl", "gr1348941", accept=is_varied),
@@ -126,17 +138,25 @@ TOKEN_RULES = (
     *_rules_of(SquareOAuthDetector, "square-key", "sq0csp-"),
     *_rules_of(PypiTokenDetector, "pypi-token", "pypi-ag"),
     *_rules_of(MailchimpDetector, "mailchimp-key", "-us"),
-    *_rules_of(TelegramBotTokenDetector, "telegram-token", ":", accept=looks_random),
+    *_rules_of(TelegramBotTokenDetector, "telegram-token", ":", start=r"(?<!\d)", accept=looks_random),
     *_rules_of(DiscordBotTokenDetector, "discord-token", ".", accept=looks_random),
     # The library's pattern leaves out the signature.
-    Rule("jwt", ("eyj",), re.compile(r"eyJ[\w-]+\.[\w=-]+(?:\.[\w+/=-]+)?"), 0, JwtTokenDetector.is_formally_valid),
+    Rule(
+        "jwt",
+        ("eyj",),
+        re.compile(_START + r"eyJ[\w-]+\.[\w=-]+(?:\.[\w+/=-]+)?"),
+        0,
+        JwtTokenDetector.is_formally_valid,
+    ),
 )
 # Looked for in the whole text: what stands before it is what makes it a secret.
 TEXT_RULES = (
     Rule("private-key", ("private key",), re.compile(_KEY_BLOCK)),
     # The older key of Weights & Biases is 40 hexadecimal digits, as is any git commit: only where it is named.
     Rule("wandb-key", ("wandb",), re.compile(r"(?i)wandb[^\n]{0,40}?(?<![0-9a-f])([0-9a-f]{40})(?![0-9a-f])"), 1),
-    *_rules_of(AWSKeyDetector, "aws-key", "akia", "asia", "abia", "acca", "a3t", "aws", group=-1, accept=is_varied),
+    *_rules_of(
+        AWSKeyDetector, "aws-key", "akia", "asia", "abia", "acca", "a3t", "aws", start="", group=-1, accept=is_varied
+    ),
     Rule(
         "api-key",
         ("key", "token", "secret", "authorization", "bearer"),

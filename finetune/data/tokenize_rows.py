@@ -149,8 +149,7 @@ def tokenize_rows(
     """
     rows = iter(rows)
     if num_processes is None:
-        head = list(islice(rows, _ROWS_WORTH_A_PROCESS))
-        yield from _in_batches(head, tokenize)
+        yield from _in_batches(islice(rows, _ROWS_WORTH_A_PROCESS), tokenize)
         # Rendering is Python and needs processes; tokenising itself has threads in any case.
         num_processes = len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_processes < 2:

@@ -126,7 +126,7 @@ def test_a_side_file_of_an_earlier_run_does_not_stay(tokenizer: PreTrainedTokeni
 
 def test_a_file_that_cannot_be_read_is_never_skipped(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     files = (write(tmp_path / "a.jsonl", *many(3)), str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match=r"1 errors in the data.*\n.*none\.jsonl: "):
+    with pytest.raises(DataError, match=r"1 error in the data.*\n.*none\.jsonl: "):
         prepare(DataSettings(files, on_bad_row="skip"), tokenizer)
 
 

@@ -179,3 +179,38 @@ def test_placeholders_say_what_was_there() -> None:
     assert (
         redact_text("call +49 30 901820 or write to jane@example.com")[0] == "call [PHONE_NUMBER] or write to [EMAIL]"
     )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "7",
+        "12 ",
+        "@",
+        "a@",
+        "a",
+        "sk-",
+        "eyJ",
+        "sk-T3BlbkFJ",
+        "1.1.11",
+        "1-1-11-",
+        "1.2.3.4.",
+        "a:",
+        "12345678:",
+        "AC",
+        "glpat-",
+    ]
+    + [
+        "://a:b@c ",
+        "password is ",
+        "-----BEGIN RSA PRIVATE " + "KEY-----\n",
+        "wandb ",
+        "aws secret ",
+        "xoxb-1-",
+        "M" * 24 + ".",
+    ],
+)
+def test_hostile_text_takes_time_in_proportion(unit: str) -> None:
+    """A quarter of a megabyte takes a second at most; where time grew with the square, it took minutes."""
+    scan_text(unit * (250_000 // len(unit)))
