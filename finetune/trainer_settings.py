@@ -26,14 +26,14 @@ REPORTERS = ("trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab")
 SAVE_TOTAL_LIMIT = 2
 
 
-def make_trainer_config(recipe: Recipe, checkpoints: Path, has_validation: bool) -> SFTConfig:
+def make_trainer_config(recipe: Recipe, checkpoints: Path) -> SFTConfig:
     """Return TRL's config of the run, whose checkpoints go to `checkpoints`.
 
     Raises:
         RecipeError: settings contradict each other, or this machine cannot do what they ask for.
     """
     given = dict(recipe.trainer)
-    _check(given, has_validation)
+    _check(given)
     try:
         return SFTConfig(output_dir=str(checkpoints), **default_settings(recipe) | given | FIXED)
     except (ValueError, ImportError) as error:
@@ -73,12 +73,21 @@ def _saves_after_each_evaluation(given: dict[str, Any] | Any) -> bool:
     return strategy == "epoch" or given.get("eval_steps") == given.get("save_steps", object())
 
 
-def _check(given: dict[str, Any], has_validation: bool) -> None:
-    if given.get("eval_strategy", "no") != "no" and not has_validation:
+def check_validation(recipe: Recipe, num_held_out: int) -> None:
+    """Check that there is something to evaluate on where the recipe asks for evaluations.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    strategy = recipe.trainer.get("eval_strategy", "no")
+    if strategy != "no" and not num_held_out:
         raise RecipeError(
-            f"trainer.eval_strategy is {given['eval_strategy']}, but no conversation was held out; set data.validation "
-            "to files or to a larger share"
+            f"trainer.eval_strategy is {strategy}, but no conversation was held out; set data.validation to files or "
+            "to a larger share"
         )
+
+
+def _check(given: dict[str, Any]) -> None:
     if given.get("label_smoothing_factor"):
         raise RecipeError(
             f"trainer.label_smoothing_factor is {given['label_smoothing_factor']}; allowed: 0, since the loss is "

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from seeklet.finetune.errors import RecipeError
-from seeklet.finetune.trainer_settings import default_settings, make_trainer_config
+from seeklet.finetune.trainer_settings import check_validation, default_settings, make_trainer_config
 from tests.finetune.test_run_folder import make_recipe
 
 
-def make(tmp_path: Path, has_validation: bool = True, **trainer: Any) -> Any:
-    return make_trainer_config(make_recipe(tmp_path / "run", trainer=trainer), tmp_path / "checkpoints", has_validation)
+def make(tmp_path: Path, **trainer: Any) -> Any:
+    return make_trainer_config(make_recipe(tmp_path / "run", trainer=trainer), tmp_path / "checkpoints")
 
 
 def test_defaults_fit_a_cpu_and_hide_nothing(tmp_path: Path) -> None:
@@ -80,6 +80,9 @@ def test_what_cannot_be_is_refused(tmp_path: Path, trainer: dict[str, Any], mess
 
 
 def test_evaluation_needs_something_held_out(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, trainer={"eval_strategy": "epoch"})
     message = r"trainer\.eval_strategy is epoch, but no conversation was held out; set data\.validation"
     with pytest.raises(RecipeError, match=message):
-        make(tmp_path, has_validation=False, eval_strategy="epoch")
+        check_validation(recipe, 0)
+    check_validation(recipe, 1)
+    check_validation(make_recipe(tmp_path), 0)
