@@ -24,6 +24,8 @@ from .template import ChatTemplate, choose_template
 from .token_columns import TokenColumns
 from .tokenize_rows import RefusedRow, RowTokenizer, TokenRow, tokenize_rows
 
+_JOINED = "has an answer whose blank space at the start is one token with the header before it; strip it"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -144,6 +146,8 @@ class _Preparation:
         for made in tokenize_rows(rows, self._tokenize, self._num_processes):
             if isinstance(made, TokenRow):
                 self.report.truncated += made.truncated
+                if made.joined:
+                    self._problem(Problem(made.row.source, "", _JOINED, "warning", "answer-joins-header"))
                 yield made
             else:
                 self._refuse(made)

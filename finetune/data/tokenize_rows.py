@@ -25,8 +25,16 @@ _BATCH = 256
 _ROWS_WORTH_A_PROCESS = 20_000
 
 
-# Token ids, and beside each whether it is trained on (0 or 1).
-Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+class Encoded(NamedTuple):
+    """Token ids, beside each whether it is trained on (0 or 1), and whether an answer is joined to what precedes it.
+
+    It is joined where blank space at its start makes up one token with the end of the header before it. When the model
+    answers, the header ends in a token of its own, which training has never shown it.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    assistant_mask: npt.NDArray[np.uint8]
+    joined: bool = False
 
 
 class TokenRow(NamedTuple):
@@ -35,8 +43,9 @@ class TokenRow(NamedTuple):
     row: Row
     input_ids: npt.NDArray[np.int32]
     assistant_mask: npt.NDArray[np.uint8]
-    # Whether tokens were cut off at the end.
+    # Whether tokens were cut off at the end, and whether an answer is joined to its header (see Encoded).
     truncated: bool = False
+    joined: bool = False
 
 
 class RefusedRow(NamedTuple):
@@ -87,18 +96,18 @@ class RowTokenizer:
         return rendered
 
     def _token_row(self, row: Row, encoded: Encoded) -> TokenRow | RefusedRow:
-        input_ids, mask = encoded
+        input_ids, mask, joined = encoded
         num_tokens = len(input_ids)
         if not mask.any():
             message = f"has nothing to train on in what the chat template {self.template.name} marks"
             return _refused(row, "", message, "nothing-to-train")
         if num_tokens <= self.max_tokens:
-            return TokenRow(row, input_ids, mask)
+            return TokenRow(row, input_ids, mask, joined=joined)
         message = f"has {num_tokens:,} tokens; allowed: at most data.max_tokens, {self.max_tokens:,}"
         if self.truncate:
             input_ids, mask = input_ids[: self.max_tokens], mask[: self.max_tokens]
             if mask.any():
-                return TokenRow(row, input_ids, mask, truncated=True)
+                return TokenRow(row, input_ids, mask, True, joined)
             message += ", and before the cut nothing to train on"
         return _refused(row, "", message, "too-long")
 
@@ -121,14 +130,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> lis
     encoded = []
     for i, (_, generated) in enumerate(texts):
         encoding = batch[i]
-        mask = np.zeros(len(encoding.ids), dtype=np.uint8)
+        mask, joined = np.zeros(len(encoding.ids), dtype=np.uint8), False
         # Starts and ends of tokens never fall, also where several tokens make up one character.
         offsets = encoding.offsets
         for start, end in generated:
             first = bisect_right(offsets, start, key=lambda offset: offset[1])
             last = bisect_left(offsets, end, key=lambda offset: offset[0])
             mask[first:last] = 1
-        encoded.append((np.array(encoding.ids, dtype=np.int32), mask))
+            joined = joined or (first < last and offsets[first][0] < start)
+        encoded.append(Encoded(np.array(encoding.ids, dtype=np.int32), mask, joined))
     return encoded
 
 
@@ -137,7 +147,7 @@ def _encode_in_parts(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> 
     parts = [tokenizer.encode(rendered.text[start:end], add_special_tokens=False) for start, end in pairwise(cuts)]
     # Every other part is generated.
     mask = [np.full(len(part), i % 2, dtype=np.uint8) for i, part in enumerate(parts)]
-    return np.array([token for part in parts for token in part], dtype=np.int32), np.concatenate(mask)
+    return Encoded(np.array([token for part in parts for token in part], dtype=np.int32), np.concatenate(mask))
 
 
 def tokenize_rows(

@@ -208,6 +208,13 @@ def test_a_share_that_holds_no_row_is_said(tokenizer: PreTrainedTokenizerBase, t
     assert "warnings: nothing-held-out 1" in prepared.report.lines()
 
 
+def test_answers_joined_to_their_header_are_said(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", *many(2), chat("question", "\nanswer"))
+    prepared = prepare(DataSettings((file,), validation=0.0, chat_template="chatml"), tokenizer)
+    [[severity, kind, number, [problem]]] = prepared.report.problems.kinds()
+    assert (severity, kind, number, problem.source.line) == ("warning", "answer-joins-header", 1, 3)
+
+
 def test_packing(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", *many(300))
     alone = prepare(DataSettings((file,), max_tokens=64), tokenizer)

@@ -75,9 +75,19 @@ def test_the_mask_is_that_of_transformers(tokenizer: PreTrainedTokenizerBase) ->
 
 def test_a_character_of_several_tokens_is_masked_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     """Several tokens stand for one character; transformers takes the first of them only."""
-    [(ids, mask)] = encode(tokenizer, [Rendered("ab𓂀cd", [(2, 3)])])
+    [(ids, mask, _)] = encode(tokenizer, [Rendered("ab𓂀cd", [(2, 3)])])
     assert tokenizer.decode(ids[mask == 1]) == "𓂀"
     assert mask.tolist() == [0, *[1] * (len(ids) - 2), 0] and len(ids) > 4
+
+
+def test_an_answer_joined_to_its_header_is_noticed(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The header ends in a newline; with one more it is another token than the model is given."""
+    chatml = ChatTemplate("chatml", shipped_templates()["chatml"])
+    rows = [row_of("Hi", answer) for answer in ("Ho", " Ho", "\nHo")]
+    made = [tokens_of(one) for one in RowTokenizer(tokenizer, chatml, 100)(rows)]
+    assert [one.joined for one in made] == [False, False, True]
+    prompt = tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)
+    assert [one.input_ids[: len(prompt)].tolist() == prompt for one in made] == [True, True, False]
 
 
 class NoOffsets:
@@ -97,8 +107,8 @@ def test_a_tokenizer_without_offsets_gives_the_same(tokenizer: PreTrainedTokeniz
     text = "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>Héllo" + END + "<｜User｜>So?<｜Assistant｜>Yes" + END
     stretches = [(text.index("Héllo"), text.index("<｜User｜>So")), (text.index("Yes"), len(text))]
     slow: Any = NoOffsets(tokenizer)
-    [(ids, mask)] = encode(slow, [Rendered(text, stretches)])
-    [(expected_ids, expected_mask)] = encode(tokenizer, [Rendered(text, stretches)])
+    [(ids, mask, _)] = encode(slow, [Rendered(text, stretches)])
+    [(expected_ids, expected_mask, _)] = encode(tokenizer, [Rendered(text, stretches)])
     assert ids.tolist() == expected_ids.tolist()
     assert mask.tolist() == expected_mask.tolist()
 
