@@ -20,7 +20,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def company(
     out: Annotated[
         Path,
-        typer.Option(help="Folder for everything: the model and data it starts from, what is trained, the report."),
+        typer.Option(
+            help="Folder for all of it: model and data, the run, the report. An earlier run in it is replaced."
+        ),
     ] = Path("runs/company"),
     overrides: Annotated[
         list[str] | None,

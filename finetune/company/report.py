@@ -24,8 +24,8 @@ def as_markdown(findings: Findings, folder: Path) -> str:
     run = Path(findings.recipe.output.dir).relative_to(folder)
     sections = [
         "# A small model learns to answer a firm's customers",
-        "SmolLM2-135M-Instruct was trained on this machine's CPU, by the recipe `recipe.yaml` beside this report, to "
-        "answer the questions that a building firm is asked.",
+        "SmolLM2-135M-Instruct was trained on this machine's CPU, by the recipe "
+        f"[{run / 'recipe.yaml'}]({run / 'recipe.yaml'}), to answer the questions that a building firm is asked.",
         *(f"**CHECK FAILED: {failure}.**" for failure in findings.failed_checks()),
         table(comparison_columns(evaluation), map(comparison_cells, evaluation.comparisons)),
         f"On {evaluation.num_conversations} held-out questions, none of which was trained on; "

@@ -1,5 +1,6 @@
 """The company example, from the first look at the data to a chat with the merged model: a recipe, carried out."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from ..evaluate import evaluate
 from ..evaluation.held_out import read_held_out
 from ..evaluation.models import load_tokenizer
 from ..evaluation.scores import LOSS
-from ..recipe import as_yaml, load_recipe
+from ..recipe import load_recipe
+from ..run_folder import RunFolder
 from ..sft import train
 from .findings import Findings, Stage, find_shared_questions
 from .inputs import RECIPE, copy_data, unpack_model
@@ -39,21 +41,21 @@ def run_company(out: Path, overrides: Sequence[str], console: Console) -> Findin
         copy_data(data)
     own = [f"model.path={model}", f"data.train={data}", f"output.dir={out / 'run'}"]
     recipe = load_recipe(RECIPE, [*own, f"trainer.bf16={str(is_fast_in_bf16()).lower()}", *overrides])
-    (out / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
+    remove_earlier_run(RunFolder(Path(recipe.output.dir)))
     with _stage("check the data", stages, console):
         checked = check_data(recipe.data, load_token_check(recipe.model.path, recipe.data))
         print_report(checked, console)
     with _stage("train", stages, console):
-        train(recipe)
+        trained = train(recipe, console=console)
+        assert trained.merged is not None
     with _stage("evaluate", stages, console):
         evaluation = evaluate(recipe, console=console)
         assert evaluation.after is not None
     with _stage("chat with the merged model in stock transformers", stages, console):
         rows = read_held_out(recipe, load_tokenizer(recipe.model)).scored[:NUM_COMPARED]
         questions = [str(question.messages[-1]["content"]) for question in evaluation.questions[:NUM_CHATS]]
-        stock = chat_in_stock(
-            out / "run" / "merged", rows, recipe.data.system or "", questions, recipe.evaluation.max_new_tokens
-        )
+        max_new_tokens = recipe.evaluation.max_new_tokens
+        stock = chat_in_stock(trained.merged, rows, recipe.data.system or "", questions, max_new_tokens)
     expected = evaluation.after.rows[LOSS][:NUM_COMPARED, 0].tolist()
     findings = Findings(
         recipe=recipe,
@@ -66,6 +68,12 @@ def run_company(out: Path, overrides: Sequence[str], console: Console) -> Findin
     )
     write_report(findings, out)
     return findings
+
+
+def remove_earlier_run(folder: RunFolder) -> None:
+    """Remove the folder of an earlier run of the example, and only of one: it has a recipe in it."""
+    if folder.recipe.is_file():
+        shutil.rmtree(folder.path)
 
 
 def is_fast_in_bf16() -> bool:
