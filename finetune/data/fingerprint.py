@@ -34,11 +34,3 @@ def plain_bytes(texts: Sequence[str]) -> bytes:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).casefold()
     return text.encode("utf-8", "surrogatepass").translate(_LOWER, _SPACE)
-
-
-def prompt_of(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return what comes before the first assistant turn: all of it where there is none."""
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            return messages[:index]
-    return messages

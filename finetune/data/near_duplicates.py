@@ -51,7 +51,7 @@ class NearDuplicateFinder:
     def add(self, messages: Sequence[Message], place: int, key: int) -> None:
         """Take note of what the turns at `place` say; system turns, which rows share, are left out.
 
-        Places are given in order. `key` is the row's fingerprint: rows that share theirs are not reported here.
+        Places are given in order. `key` is the row's fingerprint: of rows that share theirs, only the first counts.
         """
         text = plain_bytes([message["content"] for message in messages if message["role"] != "system"])
         if len(text) < _MIN_BYTES:
@@ -66,14 +66,15 @@ class NearDuplicateFinder:
     def repeats(self) -> Repeats:
         """Return the places that are like an earlier one, each once, with the first found that it is like."""
         self._hash()
-        places = np.array(self._places, dtype=np.uint64)
-        like = np.full(len(places), -1)
-        if len(places):
-            keys = np.array(self._keys, dtype=np.uint64)
-            signatures = np.concatenate(self._signatures)
-            bands = np.concatenate(self._bands)
-            for band in bands.T:
-                _compare(band, signatures, keys, like)
+        if not self._places:
+            return Repeats(np.empty(0, np.uint64), np.empty(0, np.uint64))
+        _, distinct = np.unique(np.array(self._keys, dtype=np.uint64), return_index=True)
+        distinct.sort()
+        signatures = np.concatenate(self._signatures)[distinct]
+        like = np.full(len(distinct), -1)
+        for band in np.concatenate(self._bands)[distinct].T:
+            _compare(band, signatures, like)
+        places = np.array(self._places, dtype=np.uint64)[distinct]
         later = like >= 0
         return Repeats(places[like[later]], places[later])
 
@@ -122,7 +123,7 @@ def _band_keys(minima: Words) -> Words:
     return keys
 
 
-def _compare(band: Words, signatures: npt.NDArray[np.uint8], keys: Words, like: npt.NDArray[np.int64]) -> None:
+def _compare(band: Words, signatures: npt.NDArray[np.uint8], like: npt.NDArray[np.int64]) -> None:
     """Fill in `like` for rows that agree in `band` with an earlier row and are indeed like it.
 
     Each is compared with the first and the previous of those it agrees with, which keeps many copies of one text from
@@ -135,8 +136,8 @@ def _compare(band: Words, signatures: npt.NDArray[np.uint8], keys: Words, like: 
     rank = np.flatnonzero(~is_first)
     for earlier in (order[start[rank]], order[rank - 1]):
         later = order[rank]
-        open_ = (like[later] < 0) & (keys[later] != keys[earlier])
-        earlier, later = earlier[open_], later[open_]
+        unknown = like[later] < 0
+        earlier, later = earlier[unknown], later[unknown]
         for at in range(0, len(later), _BATCH_PAIRS):
             one, other = earlier[at : at + _BATCH_PAIRS], later[at : at + _BATCH_PAIRS]
             equal = np.mean(signatures[one] == signatures[other], axis=1)

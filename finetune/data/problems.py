@@ -27,9 +27,8 @@ class Problem(NamedTuple):
     raw: str = ""
 
     def __str__(self) -> str:
-        return printable(
-            f"{self.source}: {self.field} {self.message}" if self.field else f"{self.source}: {self.message}"
-        )
+        subject = f"{self.source}: {self.field}" if self.field else f"{self.source}:"
+        return printable(f"{subject} {self.message}")
 
 
 class Flaw(NamedTuple):

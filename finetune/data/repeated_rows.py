@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .duplicates import Places, RepeatFinder, Repeats
-from .fingerprint import fingerprint, prompt_of
+from .fingerprint import fingerprint
 from .near_duplicates import SIMILARITY, NearDuplicateFinder
 from .problems import Problem, ProblemList, Severity
 from .rows import Row, Source
+from .split import split_key
 
 # Without being asked, near-duplicates are looked for among this many rows: 2.4 s and 130 MB.
 NEAR_ROWS = 200_000
@@ -45,7 +46,7 @@ class RepeatedRows:
         key = fingerprint(row.messages)
         self._rows.add(key, place)
         if self._validation is not None:
-            self._prompts.add(fingerprint(prompt_of(row.messages)), place)
+            self._prompts.add(split_key(row.messages), place)
         if self.num_rows < self._near_rows:
             self._near.add(row.messages, place, key)
         self.num_rows += 1
@@ -55,7 +56,7 @@ class RepeatedRows:
         found = [
             _Kind("leak", "error", "is in the training data too: {}"),
             _Kind("duplicate", self._severity, "says the same as {}"),
-            _Kind("leaked-prompt", "warning", "asks in the same words what a training row answers: {}"),
+            _Kind("leaked-prompt", "warning", "has the question of a training row, with another answer: {}"),
             _Kind(
                 "near-leak", "warning", f"says nearly the same as training row {{}} ({SIMILARITY:.0%} alike or more)"
             ),

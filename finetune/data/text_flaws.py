@@ -43,8 +43,8 @@ def special_token_flaws(text: str, field: str, special: re.Pattern[str]) -> list
     """Return the special tokens of the tokenizer, as found by `special`, that are spelled out in `text`."""
     found = dict.fromkeys(special.findall(text))
     message = ", ".join(quoted(token) for token in found)
-    allowed = "is a special token of the tokenizer: it would be read as structure, not as text"
-    return [Flaw(field, f"holds {message}, which {allowed}", "special-token")] if found else []
+    reason = "which the tokenizer reads as the structure of a chat, not as text"
+    return [Flaw(field, f"holds {message}, {reason}", "special-token")] if found else []
 
 
 def special_token_pattern(tokens: list[str]) -> re.Pattern[str]:

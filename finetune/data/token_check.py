@@ -1,5 +1,6 @@
 """What only the tokenizer knows of rows: how long they are, how much of them is learned, what it would misread."""
 
+import re
 from collections.abc import Sequence
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -17,6 +18,9 @@ from .wording import quoted
 
 # Longer than any row can be: lengths are judged here, after they are counted.
 _NO_LIMIT = 1 << 62
+# DeepSeek's tokenizer does not call its marks of a turn special. <think> and the like, which an answer may spell out,
+# are no such marks.
+_TURN_MARK = re.compile(r"<[|｜].*[|｜]>")
 
 
 class TokenCheck:
@@ -29,8 +33,12 @@ class TokenCheck:
         self.max_tokens = settings.max_tokens
         self._settings = settings
         self._tokenize = RowTokenizer(tokenizer, template, _NO_LIMIT, assistant_only=settings.assistant_only)
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special = special_token_pattern(special)
+        added = tokenizer.added_tokens_decoder.values()
+        # DeepSeek's turn marks are not registered as special; <think> and the like, which answers may spell out, are not
+        # marks of a turn.
+        self._special = special_token_pattern(
+            [t.content for t in added if t.special or _TURN_MARK.fullmatch(t.content)]
+        )
 
     def check(self, rows: Sequence[Row], stats: TokenStats) -> list[list[Flaw]]:
         """Return what is wrong with each of `rows`, and count them in `stats`; a few hundred at a time are fastest."""
