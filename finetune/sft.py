@@ -63,7 +63,7 @@ class TrainResult:
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> TrainResult:
     """Return what training as the recipe says has left in its `output.dir`; what can be checked is checked first.
 
-    With `resume` the run that is there goes on from its last checkpoint, and becomes what it would have been bit by bit.
+    With `resume` the run that is there goes on from its last checkpoint, and is bit by bit what it would have been.
     Under `accelerate launch` call it in every process; the first one writes and speaks.
 
     Raises:
@@ -81,7 +81,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     # All have looked at the folder before one begins to fill it.
     wait_for_everyone()
     lock: AbstractContextManager[None] = locked(folder) if is_main else nullcontext()
-    with lock, _errors_explained(folder, console):
+    # In a log file the bars of loading and saving would be lines and lines.
+    quiet = nullcontext() if console.is_terminal else _without_bars()
+    with lock, _errors_explained(folder, console), quiet:
         return _train(recipe, folder, config, console)
 
 
@@ -103,7 +105,9 @@ def _train(recipe: Recipe, folder: RunFolder, config: SFTConfig, console: Consol
     set_seed(config.seed)
     model = build_training_model(recipe)
     description = _describe(model, recipe)
-    for line in description:
+    # The table says the first of these lines in its title.
+    is_adapter = isinstance(model, PeftModel)
+    for line in description[is_adapter:]:
         console.print(line, markup=False, soft_wrap=True)
     if isinstance(model, PeftModel):
         console.print(adapted_table(model))
@@ -112,7 +116,7 @@ def _train(recipe: Recipe, folder: RunFolder, config: SFTConfig, console: Consol
     if checkpoint is not None:
         console.print(f"Going on from step {step_of(checkpoint):,}: {checkpoint}", markup=False, soft_wrap=True)
     trainer = _run(recipe, folder, config, console, model, tokenizer, prepared, checkpoint)
-    trained = folder.trained(is_adapter=isinstance(model, PeftModel))
+    trained = folder.trained(is_adapter)
     trainer.save_trained(trained)
     result = _result(trainer, folder, trained)
     if is_main:
