@@ -34,11 +34,8 @@ class TokenCheck:
         self._settings = settings
         self._tokenize = RowTokenizer(tokenizer, template, _NO_LIMIT, assistant_only=settings.assistant_only)
         added = tokenizer.added_tokens_decoder.values()
-        # DeepSeek's turn marks are not registered as special; <think> and the like, which answers may spell out, are not
-        # marks of a turn.
-        self._special = special_token_pattern(
-            [t.content for t in added if t.special or _TURN_MARK.fullmatch(t.content)]
-        )
+        marks = [token.content for token in added if token.special or _TURN_MARK.fullmatch(token.content)]
+        self._special = special_token_pattern(marks)
 
     def check(self, rows: Sequence[Row], stats: TokenStats) -> list[list[Flaw]]:
         """Return what is wrong with each of `rows`, and count them in `stats`; a few hundred at a time are fastest."""
