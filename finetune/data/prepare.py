@@ -1,6 +1,7 @@
 """From files to what a trainer takes: tokens with masks, split, packed, and a report of what became of every row."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +9,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
+from .command import reading_progress
 from .fingerprint import fingerprint
 from .lines import Advance
 from .pack import pack
 from .prepare_report import PrepareReport
 from .problems import Problem, Severity
-from .read import read
+from .read import read, size_in_bytes
 from .redact import redact_row
 from .rows import Row, Source
 from .scan import scan_row
@@ -48,15 +50,15 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     side_file: Path | None = None,
     *,
-    advance: Advance = lambda _: None,
+    show_progress: bool = False,
     num_processes: int | None = None,
     held_out_only: bool = False,
 ) -> Prepared:
     """Return the data of a recipe, read, checked, redacted, split, tokenised and packed as its settings say.
 
-    Rows left out by choice go to `side_file` (JSON lines) with the reason. `advance` is told of bytes read. With
-    `held_out_only` no training row is tokenised, and the training set is empty. The same files and settings give the
-    same data.
+    Rows left out by choice go to `side_file` (JSON lines) with the reason. `show_progress` puts a bar on a terminal.
+    With `held_out_only` no training row is tokenised, and the training set is empty. The same files and settings give
+    the same data.
 
     Raises:
         DataError: there are errors, and `settings` do not say to go on without the rows that have them: names all of
@@ -65,7 +67,9 @@ def prepare(
     template = choose_template(tokenizer, settings.chat_template, settings.assistant_only)
     truncate = settings.on_long == "truncate"
     tokenize = RowTokenizer(tokenizer, template, settings.max_tokens, truncate, settings.assistant_only)
-    with SideFile(side_file) as skipped:
+    names = (*settings.train, *(settings.validation if isinstance(settings.validation, tuple) else ()))
+    bar = reading_progress(size_in_bytes(names)) if show_progress else nullcontext(lambda _: None)
+    with SideFile(side_file) as skipped, bar as advance:
         run = _Preparation(settings, tokenize, skipped, advance, num_processes, held_out_only)
         train, validation = run.gather()
     report = run.report

