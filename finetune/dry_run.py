@@ -18,7 +18,7 @@ from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
 from .recipe import Recipe, as_yaml
 from .steps import count_steps
-from .trainer_settings import make_trainer_config
+from .trainer_settings import check_validation, make_trainer_config
 from .training_model import freeze_unreached, set_losses
 
 
@@ -29,6 +29,7 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
         RecipeError: model or adapter are not as the recipe says.
         DataError: the data cannot be used as the recipe says.
     """
+    config = make_trainer_config(recipe, Path(recipe.output.dir))
     # Before anything is printed: what is wrong with the recipe stands alone then.
     model = build_meta_model(recipe.model)
     set_losses(model, recipe.moe)
@@ -36,7 +37,7 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
         model = attach(model, recipe.adapter)
     freeze_unreached(model, recipe.moe)
     prepared = prepare(recipe.data, load_tokenizer(recipe.model))
-    config = make_trainer_config(recipe, Path(recipe.output.dir), bool(prepared.validation_rows))
+    check_validation(recipe, len(prepared.validation))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = count_steps(config, len(prepared.train), num_processes)
 

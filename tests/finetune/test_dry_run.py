@@ -146,7 +146,7 @@ def test_steps(
     rows: int, overrides: tuple[str, ...], num_processes: int, expected: Steps, monkeypatch, tmp_path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    config = make_trainer_config(load_recipe(SUPPORT, overrides), tmp_path, has_validation=True)
+    config = make_trainer_config(load_recipe(SUPPORT, overrides), tmp_path)
     assert count_steps(config, rows, num_processes) == expected
 
 

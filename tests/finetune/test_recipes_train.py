@@ -1,0 +1,75 @@
+"""Every recipe, through its own command, for two steps on a nano model of its own architecture."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import seeklet  # noqa: F401
+from seeklet.finetune.recipe import load_recipe
+from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+# What a machine without a GPU cannot do as the recipe says. Two steps of small batches, each evaluated and saved.
+HERE = (
+    "model.device_map=null",
+    "trainer.use_cpu=true",
+    "trainer.bf16=false",
+    "trainer.max_steps=2",
+    "trainer.per_device_train_batch_size=2",
+    "trainer.gradient_accumulation_steps=1",
+    # Two steps of a learning rate that begins at 0 would be one.
+    "trainer.warmup_steps=0",
+    "trainer.logging_steps=1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_two_steps(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(file)
+    model = build_checkpoint(recipe.model.path, tmp_path / "model")
+    if "DeepSeek-V3" in recipe.model.path:
+        # As it is published.
+        make_block_fp8(model)
+    out = tmp_path / "out"
+    overrides = (f"model.path={model}", f"output.dir={out}", *HERE)
+    process = subprocess.run(
+        [sys.executable, "-m", "seeklet.finetune", "train", f"recipes/{file.name}", *overrides],
+        env=os.environ | PLAIN_TERMINAL,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = {record["step"]: record["loss"] for record in records if "loss" in record}
+    assert losses.keys() == {1, 2}
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses.values())
+    held_out = [record["eval_loss"] for record in records if "eval_loss" in record]
+    assert held_out and all(math.isfinite(loss) for loss in held_out)
+    # B begins as zeros: whatever is not zero was trained, and the targets of the recipe were all reached.
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    trained = {name for name, tensor in adapter.items() if "lora_B" in name and tensor.abs().max() > 0}
+    assert trained == {name for name in adapter if "lora_B" in name}
+    assert recipe.adapter is not None
+    if "routed_experts" in recipe.adapter.targets:
+        assert any(".experts." in name for name in trained)
+    if recipe.output.merge:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32)
+        changed = {
+            name
+            for (name, before), after in zip(base.named_parameters(), merged.parameters(), strict=True)
+            if not torch.equal(before, after)
+        }
+        assert any("q_proj" in name for name in changed) and any("down_proj" in name for name in changed)
+        assert not any("norm" in name or "embed" in name for name in changed)
