@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,11 @@ def run_harness(
     Raises:
         RecipeError: the harness does not know a task.
     """
-    # Only where a recipe asks for it: an optional package, and a slow import.
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
+    # By name, for it is no dependency: only who asks for its tasks needs it.
+    lm_eval, models, task_names = map(import_module, ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks"))
     folders = [str(Path(task).parent) for task in tasks if _is_file(task)]
     names = [Path(task).stem if _is_file(task) else task for task in tasks]
-    manager = TaskManager(include_path=folders or None)
+    manager = task_names.TaskManager(include_path=folders or None)
     for task, name in zip(tasks, names, strict=True):
         if not manager.match_tasks([name]):
             raise RecipeError(
@@ -57,8 +55,8 @@ def run_harness(
     was_training = model.training
     model.eval()
     try:
-        found = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        found = lm_eval.simple_evaluate(
+            model=models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=names,
             task_manager=manager,
             limit=limit,
