@@ -10,7 +10,7 @@ from .rows import Source
 
 PREFIX = "hub:"
 _NAME = re.compile(
-    r"hub:(?P<path>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.\[\]%+-]+))?",
+    r"hub:(?P<path>\w[\w.-]*/\w[\w.-]*)(?:/(?P<config>\w[\w.-]*))?(?:@(?P<revision>\w[\w./-]*))?(?::(?P<split>\w[\w.-]*))?",
     re.ASCII,
 )
 _GRAMMAR = "hub:owner/name[/config][@revision][:split]"
@@ -29,7 +29,7 @@ def parse_hub_name(name: str) -> HubName | Problem:
     """Return the parts of `name`, with "train" for a split that is not named."""
     match = _NAME.fullmatch(name)
     if not match:
-        return Problem(Source(name), "", f"is not a data set's name; allowed: {_GRAMMAR}", "error", "bad-hub-name")
+        return Problem(Source(name), "", f"is not the name of a data set; allowed: {_GRAMMAR}", "error", "bad-hub-name")
     return HubName(match["path"], match["config"], match["revision"], match["split"] or "train")
 
 
