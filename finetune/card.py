@@ -164,9 +164,18 @@ def _training(entries: Sequence[Entry]) -> list[str]:
     lines = []
     if seen := [entry["num_tokens"] for entry in entries if "num_tokens" in entry]:
         lines.append(f"{max(entry['step'] for entry in entries):,} optimiser steps over {seen[-1]:,} tokens")
-    if runtimes := [entry["train_runtime"] for entry in entries if "train_runtime" in entry]:
-        lines.append(f"{runtimes[-1] / 60:.1f} minutes")
+        lines.append(f"{training_seconds(entries) / 60:.1f} minutes of training, evaluations and checkpoints left out")
     return lines
+
+
+def training_seconds(entries: Sequence[Entry]) -> float:
+    """Return how long the steps took, over all parts of a run that was stopped and went on."""
+    seconds, before = 0.0, 0
+    for entry in entries:
+        if entry.get("tokens_per_s"):
+            seconds += (entry["num_tokens"] - before) / entry["tokens_per_s"]
+            before = entry["num_tokens"]
+    return seconds
 
 
 def _items(lines: Sequence[str]) -> str:

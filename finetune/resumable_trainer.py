@@ -113,7 +113,10 @@ class ResumableTrainer(Trainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.check_finite()
-        return super()._finalize_training(*args, **kwargs)
+        output = super()._finalize_training(*args, **kwargs)
+        # The last save may have been killed before it came to that.
+        self._rotate()
+        return output
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         counts = super()._init_training_state(*args, **kwargs)
@@ -141,7 +144,10 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(target) if is_best else self._best_checkpoint()
             if is_main:
                 self.state.save_to_json(str(staging / STATE_FILE))
-        if is_main:
+        self._rotate()
+
+    def _rotate(self) -> None:
+        if self.is_world_process_zero():
             rotate(self.checkpoint_folder, self._save_total_limit, self.state.best_global_step)
 
     @contextmanager
