@@ -8,8 +8,8 @@ from seeklet.modeling.kernels.linear import reference
 from seeklet.modeling.kernels.linear.reference import linear, matmul, matmul_over_rows
 from tests.kernels.precision import FLOOR, assert_as_precise_as, gradient, relative_error
 
-# Below, at and above whole blocks of 32 and of 256 rows.
-ROWS = [1, 31, 32, 33, 70, 255, 256, 300]
+# Below, at and above what rows are filled up to, and whole blocks of 32 and of 256.
+ROWS = [1, 8, 31, 32, 33, 70, 255, 256, 260, 300]
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,11 @@ def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
-def test_fp32_rows_in_whole_blocks_go_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """33 rows: 32 of them. Otherwise the tests above compare PyTorch with itself."""
+def test_fp32_rows_go_to_onednn_in_few_different_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """33 rows filled up to 48, 300 as 256 and 44 filled up to 48; summed over are whole blocks of rows only.
+
+    Without it the tests above would compare PyTorch with itself.
+    """
     seen: list[int] = []
     original = reference._onednn
     monkeypatch.setattr(reference, "_onednn", lambda a, b: seen.append(a.shape[0]) or original(a, b))
@@ -57,7 +60,12 @@ def test_fp32_rows_in_whole_blocks_go_to_onednn(monkeypatch: pytest.MonkeyPatch)
     linear(x, weight)
     linear(x[:31], weight)
     linear(x.bfloat16(), weight.bfloat16())
-    assert seen == [32]
+    assert seen == [48]
+    matmul(torch.randn(300, 11), weight.t())
+    matmul(torch.randn(7, 11), weight.t())
+    assert seen == [48, 256, 48]
+    matmul_over_rows(torch.randn(33, 11), torch.randn(33, 7))
+    assert seen == [48, 256, 48, 11]
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -43,19 +43,22 @@ def _forward(
     gate_up_keep: torch.Tensor | None,
     down_keep: torch.Tensor | None,
     save: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     gate_up = reference.Projection(gate_up_proj, gate_up_scale, gate_up_a, gate_up_b, gate_up_scaling, gate_up_keep)
     down = reference.Projection(down_proj, down_scale, down_a, down_b, down_scaling, down_keep)
     grouped = can_group(x, gate_up_proj, down_proj)
     run = reference.forward_grouped if grouped else reference.forward_loop
-    return run(x, indices, weights, gate_up, down, save)
+    output, kept = run(x, indices, weights, gate_up, down, save)
+    return output, *kept
 
 
 @_forward.register_fake
-def _(x, indices, weights, gate_up_proj, *rest):
-    hidden = x.new_empty((indices.numel() if rest[-1] else 0, gate_up_proj.shape[1]))
-    rows = indices.new_empty(indices.numel())
-    return torch.empty_like(x), hidden, rows, indices.new_empty(gate_up_proj.shape[0])
+def _(x, indices, weights, gate_up_proj, down_proj, gate_up_scale, down_scale, gate_up_a, gate_up_b, down_a, *rest):
+    num_rows, experts = indices.numel() if rest[-1] else 0, gate_up_proj.shape[0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    hidden = x.new_empty((num_rows, gate_up_proj.shape[1]))
+    lows = [x.new_empty((num_rows, a.shape[0] // experts), dtype=wide) for a in (gate_up_a, down_a)]
+    return torch.empty_like(x), hidden, *lows, indices.new_empty(indices.numel()), indices.new_empty(experts)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("grouped_lora_backward"), mutates_args=())
@@ -74,6 +77,8 @@ def _backward(
     gate_up_keep: torch.Tensor | None,
     down_keep: torch.Tensor | None,
     hidden: torch.Tensor,
+    up_low: torch.Tensor,
+    down_low: torch.Tensor,
     rows: torch.Tensor,
     counts: torch.Tensor,
     gate_up_scaling: float,
@@ -85,7 +90,13 @@ def _backward(
     grouped = can_group(x, gate_up_proj, down_proj)
     run = reference.backward_grouped if grouped else reference.backward_loop
     grad_x, grad_weights, up_a, up_b, grad_down_a, grad_down_b = run(
-        grad.contiguous(), x, weights, gate_up, down, hidden, rows, counts, needs_factors
+        grad.contiguous(),
+        x,
+        weights,
+        gate_up,
+        down,
+        reference.Kept(hidden, up_low, down_low, rows, counts),
+        needs_factors,
     )
     return grad_x, grad_weights, up_a, up_b, grad_down_a, grad_down_b
 

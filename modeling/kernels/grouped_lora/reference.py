@@ -1,8 +1,8 @@
 """Routed SwiGLU experts whose frozen projections W have low-rank terms: W x + s B (A x), forward and backward.
 
 W + s B A is never built, nor a gradient of W: beside the activations of `grouped_experts`, all tensors are as small as
-the factors. Kept for backward are the input, the gate_up output and the indices; what has the width of the rank is
-made again. As there, a loop over the experts that were hit, or `F.grouped_mm` on CUDA.
+the factors. Kept for backward are the input, the gate_up output, what A makes of the inputs, and the indices. As there,
+a loop over the experts that were hit, or `F.grouped_mm` on CUDA.
 """
 
 # T tokens, K experts a token, S = T*K rows sorted by expert, n rows of one expert, E experts, H hidden, I expert width
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..block_fp8.reference import dequantize_stacked
 from ..grouped_experts.reference import activation, hit_experts, sort_rows, sum_by_token
-from ..linear.reference import matmul, matmul_over_rows
+from ..linear.reference import matmul
 from ..swiglu.reference import swiglu_backward
 
 # `F.grouped_mm` takes rows of whole 16 bytes: eight numbers in bf16.
@@ -41,6 +41,11 @@ class Projection(NamedTuple):
     scaling: float
     keep: torch.Tensor | None
 
+    @property
+    def rank(self) -> int:
+        """The rank r of each expert's factors."""
+        return self.lora_a.shape[0] // self.weight.shape[0]
+
     def factors(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A (E, r, in) and B transposed (E, r, out), a view with dense rows, in `dtype`."""
         experts, out_features, in_features = self.weight.shape
@@ -49,49 +54,76 @@ class Projection(NamedTuple):
         return self.lora_a.to(dtype).reshape(experts, -1, in_features), b_t
 
     def undo_factors(self, a: torch.Tensor, b_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of `lora_a` and `lora_b` from those of what `factors` returns."""
-        grad_b = b_t.transpose(0, 1).flatten(0, 1).t().contiguous()
-        return a.flatten(0, 1).to(self.lora_a.dtype), grad_b.to(self.lora_b.dtype)
+        """Return the gradients of `lora_a` and `lora_b` from those of what `factors` returns, B's not yet scaled."""
+        grad_b = b_t.transpose(0, 1).flatten(0, 1).t() * self.scaling
+        return a.flatten(0, 1).to(self.lora_a.dtype), grad_b.contiguous().to(self.lora_b.dtype)
 
-    def of_expert(self, expert: int, a: torch.Tensor, b_t: torch.Tensor, keep: torch.Tensor | None) -> "_OneExpert":
-        """Return the projection of one expert, its weight in the dtype of the factors `a` and `b_t`."""
+    def of_expert(self, expert: int, factors: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> "_OneExpert":
+        """Return the projection of one expert, its weight in `dtype`."""
         weight = self.weight[expert]
         if self.weight_scale_inv is None:
-            weight = weight.to(a.dtype)
+            weight = weight.to(dtype)
         else:
-            weight = dequantize_stacked(weight, self.weight_scale_inv[expert], a.dtype)
-        return _OneExpert(weight, a[expert], b_t[expert], self.scaling, keep)
+            weight = dequantize_stacked(weight, self.weight_scale_inv[expert], dtype)
+        return _OneExpert(weight, factors[0][expert], factors[1][expert], self.scaling)
+
+
+class Kept(NamedTuple):
+    """What the forward pass keeps for the backward pass; without gradients the first three have no rows.
+
+    Attributes:
+        hidden: the gate_up output (S, 2I).
+        up_low: what A of gate_up makes of its input (S, r), fp32 or wider.
+        down_low: likewise of down.
+        rows: `token * K + k`, sorted by expert (S,).
+        counts: the rows of each expert (E,).
+    """
+
+    hidden: torch.Tensor
+    up_low: torch.Tensor
+    down_low: torch.Tensor
+    rows: torch.Tensor
+    counts: torch.Tensor
 
 
 class _OneExpert(NamedTuple):
-    """W (out, in), A (r, in), B transposed (r, out), s, and what of A's input is kept (n, in)."""
+    """W (out, in) in the dtype of the model, A (r, in) and B transposed (r, out) in fp32 or wider, and s.
+
+    The products with A and B are in their dtype: so small in bf16 they take several times as long on a CPU, and in a
+    half-precision model PEFT has the factors in fp32 anyway.
+    """
 
     weight: torch.Tensor
     a: torch.Tensor
     b_t: torch.Tensor
     scaling: float
-    keep: torch.Tensor | None
 
-    def forward(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the output for `x` (n, in) to `out` (n, out)."""
+    def forward(self, x: torch.Tensor, x_low: torch.Tensor, low: torch.Tensor, out: torch.Tensor) -> None:
+        """Write `A x_low` (n, r) to `low` and the output (n, out) to `out`; `x_low` is `x`, but wide and dropped."""
         matmul(x, self.weight.t(), out=out)
-        out.addmm_(_dropped(x, self.keep) @ self.a.t(), self.b_t, alpha=self.scaling)
+        _add_product(out, torch.mm(x_low, self.a.t(), out=low), self.b_t, self.scaling)
 
-    def backward(self, grad: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the gradient of the input to `out` (n, in) and return that of `A x` (n, r), given `grad` (n, out)."""
-        grad_low = (grad @ self.b_t.t()).mul_(self.scaling)
-        matmul(grad, self.weight, out=out)
-        if self.keep is None:
-            out.addmm_(grad_low, self.a)
+    def backward(
+        self, grad: torch.Tensor, grad_wide: torch.Tensor, keep: torch.Tensor | None, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of the input (n, in), in `out` where given, else wide, and of `A x` (n, r).
+
+        `grad` is that of the output (n, out), `grad_wide` the same in the dtype of the factors.
+        """
+        grad_low = (grad_wide @ self.b_t.t()).mul_(self.scaling)
+        out = matmul(grad, self.weight).to(grad_wide.dtype) if out is None else matmul(grad, self.weight, out=out)
+        if keep is None:
+            _add_product(out, grad_low, self.a, 1.0)
         else:
-            out.add_((grad_low @ self.a).mul_(self.keep))
-        return grad_low
+            out.add_((grad_low @ self.a).mul_(keep))
+        return out, grad_low
 
-    def factor_grads(self, x: torch.Tensor, grad: torch.Tensor, grad_low: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the gradients of A and of B transposed, given `x` (n, in), `grad` (n, out) and `backward`'s result."""
-        x = _dropped(x, self.keep)
-        grad_b_t = matmul_over_rows(x @ self.a.t(), grad)
-        return matmul_over_rows(grad_low, x), grad_b_t.mul_(self.scaling)
+
+def _add_product(out: torch.Tensor, low: torch.Tensor, factor: torch.Tensor, scaling: float) -> None:
+    if out.dtype == low.dtype:
+        out.addmm_(low, factor, alpha=scaling)
+    else:
+        out.add_(low @ factor, alpha=scaling)
 
 
 def _dropped(x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -103,55 +135,62 @@ def _rows_of(keep: torch.Tensor | None, rows: torch.Tensor | slice) -> torch.Ten
 
 
 def forward_loop(x_TH, indices_TK, weights_TK, gate_up: Projection, down: Projection, save: bool):
-    """Return (output (T, H), hidden (S, 2I) or empty, rows (S,), counts (E,)), one expert after the other.
+    """Return the output (T, H) and what is kept if `save`, one expert after the other.
 
-    `hidden` is the gate_up output, empty unless `save`; `gate_up.keep` has T rows, `down.keep` has S.
+    `gate_up.keep` has T rows, one for each token, `down.keep` has S, sorted by expert.
     """
     top_k, dtype = indices_TK.shape[1], x_TH.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     rows, counts = sort_rows(indices_TK, gate_up.weight.shape[0])
     tokens = rows // top_k
     x, weights = x_TH.index_select(0, tokens), weights_TK.flatten().index_select(0, rows)[:, None]
     hidden, by_row = x.new_empty(x.shape[0], gate_up.weight.shape[1]), torch.empty_like(x)
-    up_factors, down_factors = gate_up.factors(dtype), down.factors(dtype)
+    up_factors, down_factors = gate_up.factors(wide), down.factors(wide)
+    lows = [x.new_empty(x.shape[0], a.shape[1], dtype=wide) for a, _ in (up_factors, down_factors)]
     for expert, part in hit_experts(counts):
-        one = gate_up.of_expert(expert, *up_factors, _rows_of(gate_up.keep, tokens[part]))
-        one.forward(x[part], hidden[part])
-        weighted = activation(hidden[part])[2].mul_(weights[part]).to(dtype)
-        one = down.of_expert(expert, *down_factors, _rows_of(down.keep, part))
-        one.forward(weighted, by_row[part])
-    return sum_by_token(by_row, rows, top_k), hidden if save else hidden.new_empty(0, hidden.shape[1]), rows, counts
+        x_low = _dropped(x[part].to(wide), _rows_of(gate_up.keep, tokens[part]))
+        gate_up.of_expert(expert, up_factors, dtype).forward(x[part], x_low, lows[0][part], hidden[part])
+        weighted = activation(hidden[part])[2].mul_(weights[part])
+        x_low = _dropped(weighted, _rows_of(down.keep, part))
+        down.of_expert(expert, down_factors, dtype).forward(weighted.to(dtype), x_low, lows[1][part], by_row[part])
+    return sum_by_token(by_row, rows, top_k), _kept([hidden, *lows], rows, counts, save)
 
 
-def backward_loop(
-    grad_TH, x_TH, weights_TK, gate_up: Projection, down: Projection, hidden, rows, counts, needs_factors: bool
-):
+def _kept(tensors: list[torch.Tensor], rows: torch.Tensor, counts: torch.Tensor, save: bool) -> Kept:
+    # Copies of no rows, as a view would keep the whole.
+    hidden, up_low, down_low = tensors if save else [tensor[:0].clone() for tensor in tensors]
+    return Kept(hidden, up_low, down_low, rows, counts)
+
+
+def backward_loop(grad_TH, x_TH, weights_TK, gate_up: Projection, down: Projection, kept: Kept, needs_factors: bool):
     """Return the gradients of x (T, H), weights (T, K), and of A and B of gate_up and down; those empty unless asked.
 
     Experts without rows get zeros.
     """
+    hidden, up_low, down_low, rows, counts = kept
     top_k, dtype = weights_TK.shape[1], x_TH.dtype
     wide = torch.promote_types(dtype, torch.float32)
     tokens, weights = rows // top_k, weights_TK.flatten().index_select(0, rows)[:, None]
     x, grad_rows = x_TH.index_select(0, tokens), grad_TH.index_select(0, tokens)
     by_row, grad_weights = torch.empty_like(x), torch.empty(rows.numel(), dtype=wide, device=x.device)
-    up_factors, down_factors = gate_up.factors(dtype), down.factors(dtype)
+    up_factors, down_factors = gate_up.factors(wide), down.factors(wide)
     grads = [torch.zeros_like(t) if needs_factors else t.new_empty(0) for t in (*up_factors, *down_factors)]
     for expert, part in hit_experts(counts):
         gate, up, active = activation(hidden[part])
-        weighted = (active * weights[part]).to(dtype)
-        one = down.of_expert(expert, *down_factors, _rows_of(down.keep, part))
-        grad_active = torch.empty_like(weighted)
-        grad_low = one.backward(grad_rows[part], grad_active)
+        one, keep = down.of_expert(expert, down_factors, dtype), _rows_of(down.keep, part)
+        grad_wide = grad_rows[part].to(wide)
+        grad_active, grad_low = one.backward(grad_rows[part], grad_wide, keep)
         if needs_factors:
-            grads[2][expert], grads[3][expert] = one.factor_grads(weighted, grad_rows[part], grad_low)
-        grad_active = grad_active.to(wide)
+            torch.mm(grad_low.t(), _dropped(active * weights[part], keep), out=grads[2][expert])
+            torch.mm(down_low[part].t(), grad_wide, out=grads[3][expert])
         # The weighted sum over I gives the weight's gradient and spares keeping the down projection's output.
         grad_weights[rows[part]] = (grad_active * active).sum(-1)
-        grad_hidden = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1).to(dtype)
-        one = gate_up.of_expert(expert, *up_factors, _rows_of(gate_up.keep, tokens[part]))
-        grad_low = one.backward(grad_hidden, by_row[part])
+        grad_wide = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1)
+        one, keep = gate_up.of_expert(expert, up_factors, dtype), _rows_of(gate_up.keep, tokens[part])
+        _, grad_low = one.backward(grad_wide.to(dtype), grad_wide, keep, by_row[part])
         if needs_factors:
-            grads[0][expert], grads[1][expert] = one.factor_grads(x[part], grad_hidden, grad_low)
+            torch.mm(grad_low.t(), _dropped(x[part].to(wide), keep), out=grads[0][expert])
+            torch.mm(up_low[part].t(), grad_wide, out=grads[1][expert])
     grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
     if needs_factors:
         grads = [*gate_up.undo_factors(*grads[:2]), *down.undo_factors(*grads[2:])]
@@ -161,19 +200,19 @@ def backward_loop(
 def _grouped_factors(projection: Projection, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `projection.factors` as dense tensors, the rank filled up with zeros to what `F.grouped_mm` takes."""
     a, b_t = projection.factors(dtype)
-    missing = -a.shape[1] % RANK_MULTIPLE
+    missing = -projection.rank % RANK_MULTIPLE
     return F.pad(a, (0, 0, 0, missing)).contiguous(), F.pad(b_t, (0, 0, 0, missing)).contiguous()
 
 
-def _forward_rows(x, projection: Projection, factors, keep, ends) -> torch.Tensor:
-    """Return the output (S, out) of all experts for their rows `x` (S, in)."""
+def _forward_rows(x, projection: Projection, factors, keep, ends) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output (S, out) of all experts for their rows `x` (S, in), and what A makes of them (S, r)."""
     a, b_t = factors
     output = F.grouped_mm(x, projection.weight.transpose(-2, -1), offs=ends)
     low = F.grouped_mm(_dropped(x, keep), a.transpose(-2, -1), offs=ends)
-    return output.add_(F.grouped_mm(low, b_t, offs=ends), alpha=projection.scaling)
+    return output.add_(F.grouped_mm(low, b_t, offs=ends), alpha=projection.scaling), low
 
 
-def _backward_rows(grad, x, projection: Projection, factors, keep, ends, needs_factors: bool):
+def _backward_rows(grad, x, projection: Projection, factors, low, keep, ends, needs_factors: bool):
     """Return the gradients of the input (S, in), and of A and B where asked, else two empty tensors."""
     a, b_t = factors
     grad_low = F.grouped_mm(grad, b_t.transpose(-2, -1), offs=ends).mul_(projection.scaling)
@@ -181,10 +220,9 @@ def _backward_rows(grad, x, projection: Projection, factors, keep, ends, needs_f
     grad_x.add_(_dropped(F.grouped_mm(grad_low, a, offs=ends), keep))
     if not needs_factors:
         return grad_x, x.new_empty(0), x.new_empty(0)
-    x, rank = _dropped(x, keep), projection.lora_a.shape[0] // len(a)
-    low = F.grouped_mm(x, a.transpose(-2, -1), offs=ends)
-    grad_a = F.grouped_mm(grad_low.t(), x, offs=ends)[:, :rank]
-    grad_b_t = F.grouped_mm(low.t(), grad, offs=ends)[:, :rank].mul_(projection.scaling)
+    low = F.pad(low.to(grad.dtype), (0, a.shape[1] - projection.rank))
+    grad_a = F.grouped_mm(grad_low.t(), _dropped(x, keep), offs=ends)[:, : projection.rank]
+    grad_b_t = F.grouped_mm(low.t(), grad, offs=ends)[:, : projection.rank]
     return grad_x, *projection.undo_factors(grad_a, grad_b_t)
 
 
@@ -195,30 +233,30 @@ def forward_grouped(x_TH, indices_TK, weights_TK, gate_up: Projection, down: Pro
     ends = counts.cumsum(0).to(torch.int32)
     tokens, weights = rows // top_k, weights_TK.flatten()[rows][:, None]
     keep = _rows_of(gate_up.keep, tokens)
-    hidden = _forward_rows(x_TH[tokens], gate_up, _grouped_factors(gate_up, dtype), keep, ends)
+    hidden, up_low = _forward_rows(x_TH[tokens], gate_up, _grouped_factors(gate_up, dtype), keep, ends)
     weighted = activation(hidden)[2].mul_(weights).to(dtype)
-    by_row = _forward_rows(weighted, down, _grouped_factors(down, dtype), down.keep, ends)
-    return sum_by_token(by_row, rows, top_k), hidden if save else hidden[:0].clone(), rows, counts
+    by_row, down_low = _forward_rows(weighted, down, _grouped_factors(down, dtype), down.keep, ends)
+    wide = torch.promote_types(dtype, torch.float32)
+    lows = [low[:, : p.rank].to(wide).contiguous() for low, p in ((up_low, gate_up), (down_low, down))]
+    return sum_by_token(by_row, rows, top_k), _kept([hidden, *lows], rows, counts, save)
 
 
-def backward_grouped(
-    grad_TH, x_TH, weights_TK, gate_up: Projection, down: Projection, hidden, rows, counts, needs_factors: bool
-):
+def backward_grouped(grad_TH, x_TH, weights_TK, gate_up: Projection, down: Projection, kept: Kept, needs_factors: bool):
     """Return what `backward_loop` returns, by `F.grouped_mm`."""
+    hidden, up_low, down_low, rows, counts = kept
     top_k, dtype = weights_TK.shape[1], x_TH.dtype
     ends = counts.cumsum(0).to(torch.int32)
     wide = torch.promote_types(dtype, torch.float32)
     tokens, weights = rows // top_k, weights_TK.flatten()[rows].to(wide)[:, None]
     gate, up, active = activation(hidden)
     weighted, factors = (active * weights).to(dtype), _grouped_factors(down, dtype)
-    grad_active, *down_grads = _backward_rows(
-        grad_TH[tokens].contiguous(), weighted, down, factors, down.keep, ends, needs_factors
-    )
+    grad = grad_TH[tokens].contiguous()
+    grad_active, *down_grads = _backward_rows(grad, weighted, down, factors, down_low, down.keep, ends, needs_factors)
     grad_active = grad_active.to(wide)
     grad_rows = (grad_active * active).sum(-1)
     grad_hidden = torch.cat(swiglu_backward(grad_active.mul_(weights), gate, up), -1).to(dtype)
     keep, factors = _rows_of(gate_up.keep, tokens), _grouped_factors(gate_up, dtype)
-    by_row, *up_grads = _backward_rows(grad_hidden, x_TH[tokens], gate_up, factors, keep, ends, needs_factors)
+    by_row, *up_grads = _backward_rows(grad_hidden, x_TH[tokens], gate_up, factors, up_low, keep, ends, needs_factors)
     grad_weights = torch.empty_like(grad_rows)
     grad_weights[rows] = grad_rows
     grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
