@@ -17,7 +17,7 @@ from seeklet.finetune.recipe import load_recipe
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 # What a machine without a GPU cannot do as the recipe says. Two steps of small batches, each evaluated and saved.
 HERE = (
     "model.device_map=null",
