@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,18 @@ def train_in_this_process(recipe: Path | Recipe, resume: bool = False, kill: tup
     return sft.train(load_recipe(recipe) if isinstance(recipe, Path) else recipe, resume=resume)
 
 
-def start(recipe: Path, resume: bool = False, kill: tuple[str, int] | None = None) -> BaseProcess:
-    """Return a process that trains. Its imports are done once for all such processes."""
+def start_process(function: Callable[..., Any], *args: Any) -> BaseProcess:
+    """Return a process that runs the function. Its imports are done once for all such processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["seeklet.finetune.sft", __name__])
-    process = context.Process(target=train_in_this_process, args=(recipe, resume, kill))
+    process = context.Process(target=function, args=args)
     process.start()
     return process
+
+
+def start(recipe: Path, resume: bool = False, kill: tuple[str, int] | None = None) -> BaseProcess:
+    """Return a process that trains."""
+    return start_process(train_in_this_process, recipe, resume, kill)
 
 
 def run(recipe: Path, resume: bool = False, kill: tuple[str, int] | None = None) -> None:
