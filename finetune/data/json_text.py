@@ -31,8 +31,11 @@ def parse_object(raw: bytes, source: Source, *, complete: bool = True) -> dict[s
     num_keys, depth = _size(value)
     if depth > MAX_DEPTH:
         return _too_deep(raw, source)
-    # Counting the text's keys costs a fortieth of reading it key by key, and a miscount costs time only.
-    if num_keys != raw.count(b'":') - raw.count(b'\\":') and (repeated := _repeated_keys(raw)):
+    # A key is a quote before a colon. Counting those costs a tenth of reading key by key, and a miscount only time.
+    num_written = raw.count(b'":')
+    if b"\\" in raw:
+        num_written -= raw.count(b'\\":')
+    if num_keys != num_written and (repeated := _repeated_keys(raw)):
         message = f"gives {listed(repeated)} more than once in one object; only the last would count"
         return Problem(source, "", message, "error", "duplicate-key", as_raw(raw))
     return value
