@@ -33,15 +33,15 @@ def write_data(file: Path, num_rows: int = 14) -> Path:
     return file
 
 
-def write_recipe(folder: Path, model: str = MODEL, sizes: dict[str, Any] | None = None, **sections: Any) -> Path:
+def write_recipe(folder: Path, architecture: str = MODEL, sizes: dict[str, Any] | None = None, **sections: Any) -> Path:
     """Write a nano model, data and a recipe for them into `folder`; its output goes to `folder/run`.
 
     By default a mixture of experts with multi-token prediction and dropout, trained whole for 6 steps of 2 batches,
     with a checkpoint and an evaluation every 2 steps; an epoch is 3 steps and a half, rounded up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own: dict[str, Any] = {"num_nextn_predict_layers": 1, "attention_dropout": 0.1} if model == MODEL else {}
-    build_checkpoint(model, folder / "model", **own | (sizes or {}))
+    own: dict[str, Any] = {"num_nextn_predict_layers": 1, "attention_dropout": 0.1} if architecture == MODEL else {}
+    build_checkpoint(architecture, folder / "model", **own | (sizes or {}))
     trainer = {
         "max_steps": 6,
         "per_device_train_batch_size": 2,
@@ -63,12 +63,12 @@ def write_recipe(folder: Path, model: str = MODEL, sizes: dict[str, Any] | None 
         "data": {
             "train": str(write_data(folder / "data.jsonl")),
             "validation": [str(write_data(folder / "held_out.jsonl", 3))],
-            "chat_template": "moonlight" if model == MODEL else None,
+            "chat_template": "moonlight" if architecture == MODEL else "smollm2",
             "max_tokens": 128,
             "on_duplicate": "drop",
             "scan": False,
         },
-        "moe": {"bias_update_speed": 0.01} if model == MODEL else {},
+        "moe": {"bias_update_speed": 0.01} if architecture == MODEL else {},
         "trainer": trainer | sections.pop("trainer", {}),
         "output": {"dir": str(folder / "run"), "plots": False},
     }
