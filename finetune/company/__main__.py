@@ -8,7 +8,9 @@ from rich.console import Console
 
 from seeklet.modeling import SeekletError
 
-from .report import summary_table
+from ..evaluation.report import summary_table
+from .findings import SHOWN
+from .report import REPORT
 from .run import run_company
 
 INTERRUPTED = 130
@@ -48,7 +50,11 @@ def company(
     except (SeekletError, OSError) as error:
         typer.echo(f"seeklet company: {error}", err=True)
         raise typer.Exit(2) from None
-    console.print(summary_table(findings, out))
+    seconds = sum(stage.wall_s for stage in findings.stages)
+    console.rule(f"[bold]Done in {seconds:.0f} s", align="left")
+    console.print(summary_table(findings.evaluation, SHOWN))
+    for label, name in (("report", REPORT), ("merged model", "run/merged")):
+        console.print(f"{label}: {out / name}", markup=False, soft_wrap=True)
     failures = findings.failed_checks()
     for failure in failures:
         typer.echo(f"seeklet company: check failed: {failure}", err=True)

@@ -10,6 +10,7 @@ from ..data.split import is_held_out
 from ..evaluation.answers import normalise
 from ..evaluation.findings import Evaluation
 from ..evaluation.measures import Comparison
+from ..evaluation.report import comparison_cells
 from ..recipe import Recipe
 from .stock import MAX_LOSS_DIFFERENCE, StockChat
 
@@ -47,9 +48,7 @@ class Findings:
         """Return in words what did not turn out as it has to."""
         stock = self.stock
         failures = [
-            f"{found.measure.label} is {found.verdict} after training"
-            if found.verdict == "worse"
-            else f"{found.measure.label} shows {found.verdict} after training"
+            f"{found.measure.label} did not clearly improve: {comparison_cells(found)[3]}"
             for found in map(self.measure, SHOWN)
             if found.verdict != "better"
         ]

