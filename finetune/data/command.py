@@ -50,10 +50,10 @@ def check(
         bool | None,
         typer.Option(
             "--near-duplicates/--no-near-duplicates",
-            help="Look for rows that are nearly the same; by default among the first 200,000. Takes 300 bytes a row.",
+            help="Look for rows that are nearly the same; by default among the first 200,000. Takes 400 bytes a row.",
         ),
     ] = None,
-    scan: Annotated[bool, typer.Option(help="Look for secrets and personal data. About halves the speed.")] = True,
+    scan: Annotated[bool, typer.Option(help="Look for secrets and personal data; costs up to half the speed.")] = True,
     show: Annotated[int, typer.Option(min=0, help="Problems of each kind to show; the rest are counted.")] = 20,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON too.", metavar="FILE", dir_okay=False)
@@ -87,6 +87,10 @@ def check(
         near_duplicates=near_duplicates,
         scan=scan,
     )
+    for path in filter(None, (json_out, plot)):
+        # Said now, not after an hour of reading.
+        if not path.parent.is_dir():
+            raise DataError(f"{path}: there is no folder {path.parent}")
     tokens = None
     if tokenizer:
         from .token_check import load_token_check
@@ -96,7 +100,9 @@ def check(
         report = check_data(settings, tokens, advance=advance, per_kind=show)
     print_report(report, Console())
     if json_out:
-        json_out.write_text(json.dumps(as_json(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(as_json(report), indent=2, ensure_ascii=False) + "\n"
+        # File names need not be UTF-8; what is not becomes an escape that JSON knows.
+        json_out.write_text(text, encoding="utf-8", errors="backslashreplace")
     if plot:
         from .check_plot import draw_check
 

@@ -6,6 +6,7 @@ from .rows import Row
 
 # More orders of roles than this are folded into sums.
 _MAX_ORDERS = 10_000
+_MAX_ORDER_LENGTH = 256
 
 
 class Histogram:
@@ -69,7 +70,7 @@ class Counts:
         self.characters.add(num_characters)
         self.with_tools += row.tools is not None or "tool" in roles
         self.with_reasoning += reasoning
-        if len(self._orders) > _MAX_ORDERS:
+        if len(self._orders) > _MAX_ORDERS or len(roles) > _MAX_ORDER_LENGTH:
             self._fold()
 
     @property

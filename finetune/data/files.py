@@ -1,6 +1,5 @@
 """Opening a file that a user named: what kind it is, or why it cannot be one of data."""
 
-import difflib
 import errno
 import os
 import stat
@@ -9,7 +8,7 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from .problems import Problem
 from .rows import Source
-from .wording import quoted
+from .wording import quoted, similar
 
 FileKind = Literal["jsonl", "json", "csv", "parquet"]
 
@@ -117,11 +116,11 @@ def _similar(name: str) -> str:
     """Return the name of a file in the same folder that may have been meant."""
     folder = os.path.dirname(name) or "."
     try:
-        present = os.listdir(folder)
+        present = sorted(os.listdir(folder))
     except OSError:
         return f"; nor is there a folder {quoted(folder)}"
-    close = difflib.get_close_matches(os.path.basename(name), present[:1000], n=1)
-    return f"; did you mean {quoted(os.path.join(os.path.dirname(name), close[0]))}?" if close else ""
+    close = similar(os.path.basename(name), present)
+    return f"; did you mean {quoted(os.path.join(os.path.dirname(name), close))}?" if close else ""
 
 
 def _files_inside(name: str, mode: int) -> str:

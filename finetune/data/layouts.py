@@ -1,6 +1,5 @@
 """Which shape a set of keys is, and which column is which."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -8,10 +7,11 @@ from ..errors import DataError
 from .formats import SHAPES, Column, Columns, known_shapes
 from .problems import Flaw
 from .rows import Source
-from .wording import listed, quoted
+from .wording import listed, quoted, similar
 
 # A file with more sets of keys than this has the rest looked up row by row, so that memory stays bounded.
 _MAX_REMEMBERED = 1000
+_MAX_KEYS_LENGTH = 10_000
 
 
 class Layout(NamedTuple):
@@ -80,8 +80,8 @@ class Layouts:
             wanted = f"{quoted(self._given[column.name])} (for {column.name})"
         else:
             wanted = " or ".join(quoted(name) for name in (column.name, *column.others))
-        close = difflib.get_close_matches(column.name, keys, n=1)
-        hint = f"; if it is {quoted(close[0])}: --columns {column.name}={close[0]}" if close else ""
+        close = similar(column.name, keys)
+        hint = f"; if it is {quoted(close)}: --columns {column.name}={close}" if close else ""
         return Flaw("", f"has no {wanted}, only {listed(keys)}{hint}", "missing-column")
 
 
@@ -105,7 +105,7 @@ class FileLayouts:
         if self._first and not layout.flaws and layout.shape != self._first[0]:
             message = f"is {layout.shape}, but {self._first[1]} is {self._first[0]}; allowed: one shape in a file"
             layout = layout._replace(flaws=(Flaw("", message, "mixed-shapes"),))
-        if len(self._remembered) < _MAX_REMEMBERED:
+        if len(self._remembered) < _MAX_REMEMBERED and sum(map(len, keys)) < _MAX_KEYS_LENGTH:
             self._remembered[keys] = layout
             if not layout.flaws:
                 self._layout_seen(layout)

@@ -38,7 +38,7 @@ Words = npt.NDArray[np.uint64]
 
 
 class NearDuplicateFinder:
-    """Collects rows, and then tells which are like an earlier one; holds about 300 bytes of memory a row."""
+    """Collects rows, and then tells which are like an earlier one; holds about 400 bytes of memory a row."""
 
     def __init__(self) -> None:
         self._texts: list[bytes] = []
@@ -70,9 +70,14 @@ class NearDuplicateFinder:
             return Repeats(np.empty(0, np.uint64), np.empty(0, np.uint64))
         _, distinct = np.unique(np.array(self._keys, dtype=np.uint64), return_index=True)
         distinct.sort()
-        signatures = np.concatenate(self._signatures)[distinct]
+        signatures = np.concatenate(self._signatures)
+        # Let go, for there may be gigabytes; so is each band.
+        self._signatures = []
+        if len(distinct) < len(signatures):
+            signatures = signatures[distinct]
         like = np.full(len(distinct), -1)
-        for band in np.concatenate(self._bands)[distinct].T:
+        for number in range(_NUM_BINS // _BAND):
+            band = np.concatenate([bands[:, number] for bands in self._bands])[distinct]
             _compare(band, signatures, like)
         places = np.array(self._places, dtype=np.uint64)[distinct]
         later = like >= 0

@@ -9,6 +9,8 @@ from .problems import Severity
 CALL = "assistant with tool_calls"
 # A turn that has no known role, which has been said already: it may stand anywhere, and anything may follow.
 UNKNOWN = ""
+# Bounds what is remembered to some 10 MB.
+_MAX_REMEMBERED_TURNS = 256
 
 _FIRST = ("system", "user")
 _NEXT = {
@@ -29,12 +31,20 @@ class Misplaced(NamedTuple):
     kind: str
 
 
-@lru_cache(4096)
 def misplaced(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
     """Return every turn that may not stand where it does, of roles, `CALL` and `UNKNOWN` in order.
 
     Empty for a sound conversation. Most files have few orders, so each is looked at once.
     """
+    return _remembered(turns) if len(turns) <= _MAX_REMEMBERED_TURNS else tuple(_misplaced(turns))
+
+
+@lru_cache(4096)
+def _remembered(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
+    return tuple(_misplaced(turns))
+
+
+def _misplaced(turns: tuple[str, ...]) -> list[Misplaced]:
     found: list[Misplaced] = []
     if not {"assistant", CALL, UNKNOWN} & set(turns):
         message = f"has no assistant turn to learn from, only: {', '.join(turns[:8])}"
@@ -51,4 +61,4 @@ def misplaced(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
     if before not in ("assistant", UNKNOWN) and not found:
         message = f'is "{before}" and the last turn; what stands after the last assistant turn is not learned'
         found.append(Misplaced(len(turns) - 1, message, "warning", "ends-without-answer"))
-    return tuple(found)
+    return found

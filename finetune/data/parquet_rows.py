@@ -12,8 +12,9 @@ from .problems import Problem
 from .records import Header, Record
 from .rows import Source
 
-# Converted to Python objects at a time; a batch of chat rows is about 1 MB.
+# Converted to Python objects at a time; a batch of chat rows is about 1 MB, one of long documents is kept to 16 MiB.
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 16 << 20
 
 
 def parquet_rows(
@@ -30,7 +31,7 @@ def parquet_rows(
         columns = tuple(table.schema_arrow.names)
         yield Header(columns, Source(file.name))
         num_rows = table.metadata.num_rows
-        for batch in table.iter_batches(_BATCH_ROWS, columns=needed(columns), use_threads=False):
+        for batch in table.iter_batches(_batch_rows(table.metadata), columns=needed(columns), use_threads=False):
             values: list[dict[str, Any]] = batch.to_pylist()
             for value in values:
                 row += 1
@@ -44,3 +45,8 @@ def parquet_rows(
         where = f"after row {row:,}" if row else "from the start"
         message = f"is not readable Parquet {where}: {reason[:200]}; was it copied or downloaded in full?"
         yield Problem(Source(file.name), "", message, "error", "bad-parquet")
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    num_bytes = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * metadata.num_rows // max(num_bytes, 1)))

@@ -9,7 +9,7 @@ from rich.text import Text
 from .check import CheckReport, FileReport
 from .counts import Histogram
 from .rows import ROLES
-from .wording import printable
+from .wording import printable, quoted
 
 if TYPE_CHECKING:
     # It imports matplotlib and transformers, which a report without a tokenizer has no use for.
@@ -118,7 +118,7 @@ def _files_table(report: CheckReport) -> Table:
 
 
 def _short(names: list[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:6])
+    shown = ", ".join(quoted(name)[1:-1] for name in names[:6])
     return f"{shown}, …" if len(names) > 6 else shown
 
 

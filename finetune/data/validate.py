@@ -14,6 +14,8 @@ from .wording import described, listed, nearest
 
 _KNOWN_KEYS = frozenset(MESSAGE_KEYS)
 _MAX_TOOL_DEPTH = 32
+# A row of 8 MiB can hold four million messages, each wrong.
+_MAX_FLAWS = 100
 
 
 def validate(draft: Draft) -> tuple[list[Message], list[Any] | None, list[Flaw]]:
@@ -70,7 +72,13 @@ class _Explanation:
         if not messages:
             self._flaw(name, "is an empty list; allowed: at least a user and an assistant turn", "no-assistant")
             return [], None, self.flaws
-        clean = [self._message(index, message) for index, message in enumerate(messages)]
+        clean: list[Message] = []
+        for index, message in enumerate(messages):
+            clean.append(self._message(index, message))
+            if len(self.flaws) > _MAX_FLAWS:
+                words = f"has more problems after message {index}; after {_MAX_FLAWS} the rest of a row is not checked"
+                self._flaw(name, words, "many-problems")
+                return [], None, self.flaws
         self._order(name, clean)
         return clean, self._tools(), self.flaws
 

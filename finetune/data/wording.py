@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 # Enough to recognise a value by, short enough for one line.
@@ -77,5 +78,16 @@ def nearest(name: Any, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     plain = name.strip().lower()
     known = _ROLE_NAMES.get(plain)
-    close = [known] if known in allowed else difflib.get_close_matches(plain[:_SHOWN_CHARACTERS], allowed, n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    close = known if known in allowed else similar(plain, allowed)
+    return f'; did you mean "{close}"?' if close else ""
+
+
+def similar(name: str, allowed: Iterable[str]) -> str:
+    """Return the one of `allowed` that is spelled most like `name`, or nothing.
+
+    Looks at names of ordinary length only, and at the first hundred: comparing takes the square of the length.
+    """
+    if len(name) > _SHOWN_CHARACTERS:
+        return ""
+    short = (other for other in allowed if len(other) <= _SHOWN_CHARACTERS)
+    return next(iter(difflib.get_close_matches(name, islice(short, 100), n=1)), "")

@@ -1,9 +1,14 @@
 """`seeklet data check` as a user types it: arguments, exit codes, a real tokenizer, and memory."""
 
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from importlib import resources
 from pathlib import Path
 
@@ -73,6 +78,48 @@ def test_wrong_options_are_refused_in_a_line(options: list[str], words: str, tmp
     assert isinstance(result.exception, DataError)
     assert words in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+def test_where_reports_go_is_looked_at_before_the_files_are(tmp_path: Path) -> None:
+    for option in ("--json", "--plot"):
+        result = check(tmp_path / "a.jsonl", option, tmp_path / "nowhere" / "a.out")
+        assert isinstance(result.exception, DataError)
+        assert str(result.exception) == f"{tmp_path}/nowhere/a.out: there is no folder {tmp_path}/nowhere"
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    path.write_bytes(b"{")
+    result = check(path, "--json", tmp_path / "a.json")
+    assert result.exit_code == 2
+    assert r"caf\udce9.jsonl:1: the file ends in the middle of this row" in result.output
+    assert json.loads((tmp_path / "a.json").read_text())["files"][0]["name"] == str(path)
+
+
+def test_progress_with_the_time_left_on_a_terminal(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 30 << 20)
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    words = [sys.executable, "-m", "seeklet.finetune", "data", "check", "a.jsonl"]
+    environment = os.environ | PLAIN_TERMINAL | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=end)
+    os.close(end)
+    shown = b""
+    while piece := read_terminal(terminal):
+        shown += piece
+    os.close(terminal)
+    report, _ = process.communicate()
+    assert process.returncode == 0
+    assert re.search(rb"reading .*\d+\.\d/\d+\.\d MB .*MB/s .*0:00:\d\d", shown)
+    assert b"reading" not in report
+
+
+def read_terminal(terminal: int) -> bytes:
+    """Return what came, or nothing after the other side has closed: Linux says so by an error."""
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""
 
 
 def test_options_reach_the_check(tmp_path: Path) -> None:

@@ -11,23 +11,6 @@ from seeklet.finetune.data.fingerprint import fingerprint
 from seeklet.finetune.data.near_duplicates import NearDuplicateFinder, minhash
 
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
-    "alpha",
-    "bravo",
-    "charlie",
-    "delta",
-    "echo",
-    "foxtrot",
-    "golf",
-    "hotel",
-    "india",
-    "juliet",
-    "kilo",
-    "lima",
-    "mike",
-    "november",
-    "oscar",
-    "papa",
-]
 
 
 def chat(*texts: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from seeklet.finetune.data import order
 from seeklet.finetune.data.formats import convert
 from seeklet.finetune.data.text_flaws import special_token_pattern, text_flaws
 from seeklet.finetune.data.validate import validate
@@ -91,6 +92,19 @@ def test_a_deep_argument_is_refused() -> None:
         deep = {"a": deep}
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "find", "arguments": deep}]}
     assert kinds(USER, call) == ["bad-tool-call", "ends-without-answer"]
+
+
+def test_a_row_of_nothing_but_flaws_is_given_up() -> None:
+    flaws = checked(*range(1_000_000))[2]
+    assert [flaw.kind for flaw in flaws] == ["wrong-type"] * 101 + ["many-problems"]
+    assert flaws[-1].message == "has more problems after message 100; after 100 the rest of a row is not checked"
+
+
+def test_long_conversations_are_not_remembered() -> None:
+    before = order._remembered.cache_info().currsize
+    assert kinds(*[USER, ANSWER] * 1000) == []
+    assert kinds(*[USER, ANSWER] * 1000, ANSWER) == ["role-order"]
+    assert order._remembered.cache_info().currsize == before
 
 
 @pytest.mark.parametrize(
