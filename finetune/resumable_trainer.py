@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 
-from seeklet.modeling import SeekletError
+from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
 from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_checkpoint, rotate, written_by_all
 from .errors import TrainingError
@@ -113,6 +113,7 @@ class ResumableTrainer(Trainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.check_finite()
+        self._check_gradient()
         output = super()._finalize_training(*args, **kwargs)
         # The last save may have been killed before it came to that.
         self._rotate()
@@ -177,22 +178,28 @@ class ResumableTrainer(Trainer):
         self.processing_class.save_pretrained(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._loads_adapter():
-            load_adapter(self._bare_model(), resume_from_checkpoint)
-        else:
+        if not self._load_whole(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self._loads_adapter():
-            assert self.state.best_model_checkpoint is not None
-            load_adapter(self._bare_model(), self.state.best_model_checkpoint)
-        else:
+        assert self.state.best_model_checkpoint is not None
+        if not self._load_whole(self.state.best_model_checkpoint):
             super()._load_best_model()
 
-    def _loads_adapter(self) -> bool:
-        # FSDP and DeepSpeed keep files of their own in a checkpoint.
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return isinstance(self._bare_model(), PeftModel) and not is_sharded
+    def _load_whole(self, checkpoint: str) -> bool:
+        """Load an adapter, or a model that is not seeklet's, and return True; or False where Trainer has to."""
+        model = self._bare_model()
+        # FSDP and DeepSpeed keep files of their own in a checkpoint; seeklet's models read published names themselves.
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or isinstance(model, SeekletPreTrainedModel):
+            return False
+        if isinstance(model, PeftModel):
+            load_adapter(model, checkpoint)
+            return True
+        # Trainer matches the names in the file with those in memory, and experts, which are fused in memory only, would
+        # stay as they are without an error (transformers issue 48805).
+        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+        return True
 
     def _bare_model(self) -> PeftModel | PreTrainedModel:
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

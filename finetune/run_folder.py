@@ -17,8 +17,9 @@ from .recipe import Recipe, as_yaml
 FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
 # Sections by which a run that goes on would become another run.
 FIXED_SECTIONS = ("stage", "model", "data", "adapter", "moe", "trainer")
-# What may lie in the folder before a run begins: an evaluation of the model as it was.
-_HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png")
+# What may lie in the folder before a run begins: an evaluation of the model as it was, and the rows that were left out
+# by one that ended before its first step.
+_HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png", "skipped_rows.jsonl")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .checkpoints import last_checkpoint, step_of
 from .data.prepare import Prepared, prepare
 from .data.template import ChatTemplate
 from .early_stopping import EarlyStopping
-from .errors import TrainingError
+from .errors import RecipeError, TrainingError
 from .evaluation.models import load_tokenizer
 from .lora.attach import adapted_table
 from .lora.merge import merge_adapter
@@ -76,6 +76,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     """
     folder = check_run_folder(recipe, resume)
     config = make_trainer_config(recipe, folder.checkpoints)
+    if config.n_gpu > 1 and recipe.model.device_map is None:
+        # Trainer would wrap the model in DataParallel, whose replicas count no expert load and share no loss.
+        raise RecipeError(
+            f"{config.n_gpu} GPUs are visible to one process; start one process for each "
+            "(accelerate launch -m seeklet.finetune train RECIPE), or show it a single one (CUDA_VISIBLE_DEVICES=0)"
+        )
     is_main = config.process_index == 0
     console = (console or Console(highlight=False)) if is_main else Console(quiet=True)
     # All have looked at the folder before one begins to fill it.
@@ -196,7 +202,8 @@ def _finish(
     if recipe.output.merge:
         merged = folder.merged
         base = Path(recipe.model.path).expanduser()
-        merge_adapter(result.trained, merged, base if base.exists() else recipe.model.path, overwrite=True)
+        named = base if base.exists() else recipe.model.path
+        merge_adapter(result.trained, merged, named, overwrite=True, revision=recipe.model.revision)
     data = [line.replace(str(folder.skipped_rows), folder.skipped_rows.name) for line in prepared.report.lines()]
     relative = {name: file.relative_to(folder.path) for name, file in plots.items()}
     trained = result.trained.relative_to(folder.path)
@@ -259,5 +266,6 @@ def _errors_explained(folder: RunFolder, console: Console) -> Iterator[None]:
 def _where_to_go_on(folder: RunFolder) -> str:
     last = last_checkpoint(folder.checkpoints)
     if last is None:
-        return "there is no checkpoint yet; --resume begins the run again"
+        again = "--resume begins the run again" if folder.recipe.is_file() else "nothing was trained"
+        return f"there is no checkpoint yet; {again}"
     return f"the last good checkpoint is {last}; --resume goes on from there"

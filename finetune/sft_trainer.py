@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -56,6 +56,8 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         seeklet = find_seeklet(bare)
         uses_cache = getattr(bare.config, "use_cache", True)
+        if validation is not None:
+            validation = filled_up(validation, config.world_size * config.per_device_eval_batch_size)
         self._loss_options = {} if seeklet is None else {"mtp_loss": mtp_loss, "return_logits": False}
         super().__init__(
             model=model,
@@ -189,6 +191,20 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
         total: Any = self.accelerator.reduce(values.clone(), reduction="sum")
         return total
+
+
+def filled_up(rows: Dataset, multiple: int) -> Dataset:
+    """Return `rows` and so many rows without anything to predict that their number is a multiple of `multiple`.
+
+    So many are evaluated at a time by all processes; accelerate would repeat rows for the last time, and count them.
+    """
+    missing = -len(rows) % multiple
+    if not missing or multiple == 1:
+        return rows
+    first = rows[0]["input_ids"][:2]
+    values = {"input_ids": first, "assistant_masks": [0] * len(first), "seq_lengths": [len(first)]}
+    row = {name: values[name] for name in rows.column_names}
+    return concatenate_datasets([rows, Dataset.from_list([row] * missing, features=rows.features)])
 
 
 def _make_collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, joins: bool) -> TokenCollator:

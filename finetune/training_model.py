@@ -31,7 +31,12 @@ def build_training_model(recipe: Recipe) -> PreTrainedModel | PeftModel:
     """
     model = use_head_loss(load_for_training(recipe.model))
     set_losses(model, recipe.moe)
-    trained = model if recipe.adapter is None else attach(model, recipe.adapter)
+    trained: PreTrainedModel | PeftModel = model
+    if recipe.adapter is not None:
+        trained = attach(model, recipe.adapter)
+        for config in trained.peft_config.values():
+            # Whoever merges the adapter later must take the same weights.
+            config.revision = recipe.model.revision
     freeze_unreached(trained, recipe.moe)
     _check_fp16(trained, recipe)
     return trained.train()

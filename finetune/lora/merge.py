@@ -39,6 +39,7 @@ def merge_adapter(
     dtype: torch.dtype | None = None,
     fp8: bool = False,
     overwrite: bool = False,
+    revision: str | None = None,
 ) -> None:
     """Write the base model of `adapter`, merged with it, to the directory `out`.
 
@@ -54,6 +55,7 @@ def merge_adapter(
         dtype: of the weights; default: that of the base, and bfloat16 for a block-fp8 one.
         fp8: write block-fp8 weights; for a DeepSeek-V3 checkpoint only.
         overwrite: replace a model that is in `out`.
+        revision: of `base`, where that is on the Hub; default: what the adapter says.
 
     Raises:
         AdapterError: the adapter does not fit its base, or `out` cannot be written to as asked.
@@ -62,7 +64,7 @@ def merge_adapter(
     """
     adapter, out = Path(adapter), Path(out)
     config = read_config(adapter)
-    source = find_base(base or config.base_model_name_or_path, config.revision if base is None else None, adapter)
+    source = find_base(base or config.base_model_name_or_path, revision or config.revision, adapter)
     check_out(out, (adapter, source), overwrite)
     base_config = AutoConfig.from_pretrained(source)
     streams = isinstance(base_config, SeekletConfig) and (source / CONFIG_NAME).is_file()
