@@ -10,7 +10,16 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    IntervalStrategy,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
@@ -19,6 +28,37 @@ from .errors import TrainingError
 from .lora.files import load_adapter, save_adapter
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Lets a checkpoint wait until all that is due at its step is measured: who goes on from it would not do so.
+
+    What is logged are means over the steps since the last entry, so there is an entry before each checkpoint; and an
+    evaluation at the end of an epoch comes before the checkpoint of the epoch's last step.
+    """
+
+    def __init__(self):
+        self._is_due = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Put off a checkpoint in whose step an epoch ends."""
+        assert state.epoch is not None
+        evaluates = args.eval_strategy == IntervalStrategy.EPOCH and math.isclose(state.epoch, round(state.epoch))
+        if control.should_save and evaluates:
+            control.should_save, self._is_due = False, True
+        control.should_log |= control.should_save
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for the checkpoint that was put off."""
+        control.should_save |= self._is_due
+        control.should_log |= control.should_save
+        self._is_due = False
+        return control
 
 
 class ResumableTrainer(Trainer):
@@ -32,6 +72,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, max_shard_gb: float = 5.0, **kwargs: Any):
         """Save models in files of at most `max_shard_gb`; the rest as the Trainer behind this class takes it."""
         super().__init__(*args, **kwargs)
+        self.add_callback(CompleteCheckpoints())
         self._max_shard_size = round(max_shard_gb * 10**9)
         # Trainer would delete file by file what is over the limit when training ends.
         self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None

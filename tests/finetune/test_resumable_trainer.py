@@ -15,6 +15,9 @@ from tests.finetune.test_sft_trainer import make_rows, make_trainer, mixture, st
 from tests.modeling.nano import SIZES
 from tests.modeling.tensors import assert_same
 
+# Of an entry of the log, what does not depend on the clock.
+MEASURED = {"step", "loss", "lm_loss", "mtp_loss", "balance_loss", "eval_loss", "expert_load_max_over_mean/layer_1"}
+
 
 def stock_mixture() -> Any:
     """Return a model of transformers' own, whose experts are fused in memory and one by one on disk."""
@@ -56,6 +59,19 @@ def test_experts_of_the_best_checkpoint_are_loaded(tmp_path: Path) -> None:
     best = train(tmp_path / "a", validation=validation, **settings)
     once = train(tmp_path / "b", validation=validation, **settings, max_steps=1)
     assert_same(states(best), states(once))
+
+
+def test_what_is_measured_is_the_same_after_resuming(tmp_path: Path) -> None:
+    """The checkpoint is at the end of an epoch, where there is an evaluation, and between two entries of the log."""
+    logs = []
+    for resume in (None, str(tmp_path / "checkpoint-3")):
+        settings = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
+        rows, validation = make_rows((9, 5, 7, 6, 8, 4, 9, 3, 6, 6, 5, 9)), make_rows((9, 3), seed=8)
+        trainer = make_trainer(mixture(), tmp_path, rows, validation, max_steps=6, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        logs.append([{name: entry[name] for name in entry.keys() & MEASURED} for entry in trainer.state.log_history])
+    assert logs[1] == logs[0]
+    assert [entry["step"] for entry in logs[0] if "eval_loss" in entry] == [3, 6]
 
 
 def test_a_gradient_that_is_no_number_in_the_last_step_is_not_saved(tmp_path: Path) -> None:
