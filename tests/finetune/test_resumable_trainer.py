@@ -30,7 +30,6 @@ def stock_mixture() -> Any:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        head_dim=8,
         num_experts=4,
         num_experts_per_tok=2,
         pad_token_id=0,
