@@ -59,6 +59,9 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         if validation is not None:
             validation = filled_up(validation, config.world_size * config.per_device_eval_batch_size)
         self._loss_options = {} if seeklet is None else {"mtp_loss": mtp_loss, "return_logits": False}
+        if seeklet is not None and config.ddp_find_unused_parameters is None:
+            # A loss reaches all that is trained; other mixtures of experts leave out the experts without a token.
+            config.ddp_find_unused_parameters = False
         super().__init__(
             model=model,
             args=config,
