@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from seeklet.modeling import SeekletPreTrainedModel
 from seeklet.modeling.attention import SeekletAttention
+from seeklet.modeling.fp8 import Fp8Experts
 from seeklet.modeling.layer import SeekletDecoderLayer
-from seeklet.modeling.moe import SeekletMoE
+from seeklet.modeling.moe import SeekletExperts, SeekletMoE
 from seeklet.modeling.mtp import SeekletMTPLayer
 
 from ..adapter_settings import PLAIN_TARGETS
@@ -19,7 +21,10 @@ from ..errors import RecipeError
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
+EXPERTS = (SeekletExperts, Fp8Experts)
 ROUTED, ROUTER = "routed_experts", "router"
+# What PEFT adds to a model beside the modules it wraps.
+_ADDED = re.compile(r"\.(lora_\w+|modules_to_save)(\.|$)")
 # What other models call them: the module's name in its layer, or its class.
 _ATTENTION, _MLP = re.compile("attn|attention", re.I), re.compile(r"mlp|feed_?forward|ffn|\bfc\d|\bff\b", re.I)
 
@@ -44,7 +49,7 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> Targets:
     """Return everything in `model` that `names` stand for, each as short as it can be without meaning anything else.
 
     Args:
-        model: without an adapter.
+        model: any; what adapters that are on it have added does not count.
         names: plain names, or PEFT's: a module or parameter name, or its end.
 
     Raises:
@@ -57,24 +62,36 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> Targets:
         if not targets:
             raise RecipeError(_no_match(model, name, by_kind))
         found.add(targets)
-    modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
-    return Targets(shortened(found.modules, modules), shortened(found.parameters, parameters))
+    return Targets(
+        shortened(found.modules, plain_modules(model)), shortened(found.parameters, _plain_parameters(model))
+    )
 
 
 def adaptable(model: nn.Module) -> dict[str, Targets]:
     """Return what there is to adapt, by plain name, for those that have something."""
     by_kind: dict[str, Targets] = {}
-    for name, module in model.named_modules():
+    for name, module in plain_modules(model).items():
         kind = kind_of(model, name)
-        if kind in (ROUTED, ROUTER):
-            parameters = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
-            by_kind.setdefault(kind, Targets()).parameters += parameters
-        elif kind is not None and isinstance(module, LINEAR):
+        if kind is not None and isinstance(module, LINEAR):
             by_kind.setdefault(kind, Targets()).modules.append(name)
-        elif kind == "mtp" and _is_routed(model, name):
+        elif kind in (ROUTED, ROUTER) or (kind == "mtp" and isinstance(module, EXPERTS)):
             parameters = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
             by_kind.setdefault(kind, Targets()).parameters += parameters
     return {name: by_kind[name] for name in PLAIN_TARGETS if name in by_kind}
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of `model` by the names they have without adapters: those that adapters are wrapped around."""
+    # What is inside a wrapper comes behind it and takes its name.
+    return {_plain(name): module for name, module in model.named_modules() if not _ADDED.search(name)}
+
+
+def _plain_parameters(model: nn.Module) -> list[str]:
+    return [_plain(name) for name, _ in model.named_parameters() if not _ADDED.search(name)]
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer", "").replace(".original_module", "")
 
 
 def kind_of(model: nn.Module, name: str) -> str | None:
@@ -114,15 +131,12 @@ def _kind_elsewhere(path: list[tuple[str, nn.Module]]) -> str | None:
     return None
 
 
-def _is_routed(model: nn.Module, name: str) -> bool:
-    holders = [module for _, module in _path(model, name)]
-    return len(holders) > 1 and isinstance(holders[-2], SeekletMoE) and name.endswith(".experts")
-
-
 def _path(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     """Return (its name there, the module) of everything from the root's child down to the module `name`."""
     path, module = [], model
     for part in name.split(".") if name else []:
+        while not hasattr(module, part) and isinstance(module, BaseTunerLayer):
+            module = module.base_layer
         module = module.get_submodule(part)
         path.append((part, module))
     return path
@@ -132,10 +146,12 @@ def _named(model: nn.Module, name: str) -> Targets:
     """Return what PEFT would match: modules whose name is or ends in `name`, else parameters."""
     if name in PLAIN_TARGETS:
         return Targets()
-    modules = [key for key, module in model.named_modules() if _ends(key, name) and isinstance(module, ADAPTABLE)]
+    modules = [
+        key for key, module in plain_modules(model).items() if _ends(key, name) and isinstance(module, ADAPTABLE)
+    ]
     if modules:
         return Targets(modules=modules)
-    return Targets(parameters=[key for key, _ in model.named_parameters() if _ends(key, name)])
+    return Targets(parameters=[key for key in _plain_parameters(model) if _ends(key, name)])
 
 
 def _ends(key: str, name: str) -> bool:
@@ -156,6 +172,6 @@ def _ends_of(name: str) -> list[str]:
 
 
 def _no_match(model: nn.Module, name: str, by_kind: dict[str, Targets]) -> str:
-    linear = Counter(key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, LINEAR))
+    linear = {key.rpartition(".")[2] for key, module in plain_modules(model).items() if isinstance(module, LINEAR)}
     what = f"adapter.targets: {name!r} matches nothing in {type(model).__name__}"
     return f"{what}; there are: {', '.join([*by_kind, *sorted(linear)])}"
