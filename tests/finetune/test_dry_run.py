@@ -22,6 +22,7 @@ from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_f
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SUPPORT = ROOT / "recipes" / "sft_smollm2-135m_support_cpu.yaml"
+EPOCHS = "trainer.num_train_epochs=5"
 PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 
 
@@ -39,7 +40,7 @@ def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_dry_run_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_checkpoint("SmolLM2", tmp_path / "model")
     out = tmp_path / "out"
-    overrides = (f"model.path={model}", f"output.dir={out}", "adapter.rank=4")
+    overrides = (f"model.path={model}", f"output.dir={out}", "adapter.rank=4", EPOCHS)
     process = dry_run(str(SUPPORT), *overrides)
     assert process.returncode == 0, process.stderr
     assert not out.exists()
@@ -69,7 +70,7 @@ def test_dry_run_of_two_processes_is_told_once(tmp_path: Path) -> None:
     model = build_checkpoint("SmolLM2", tmp_path / "model")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "seeklet.finetune"]
     process = subprocess.run(
-        [*launch, "train", str(SUPPORT), f"model.path={model}", "--dry-run"],
+        [*launch, "train", str(SUPPORT), f"model.path={model}", EPOCHS, "--dry-run"],
         cwd=ROOT,
         env=os.environ | PLAIN_TERMINAL,
         capture_output=True,
@@ -146,7 +147,7 @@ def test_steps(
     rows: int, overrides: tuple[str, ...], num_processes: int, expected: Steps, monkeypatch, tmp_path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    config = make_trainer_config(load_recipe(SUPPORT, overrides), tmp_path)
+    config = make_trainer_config(load_recipe(SUPPORT, [EPOCHS, *overrides]), tmp_path)
     assert count_steps(config, rows, num_processes) == expected
 
 
