@@ -59,11 +59,10 @@ def stirred(model: PeftModel, name: str = "default", seed: int = 3) -> PeftModel
     """Return `model` with random weights in both factors of one adapter, and moved modules that are saved whole."""
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
-        if ".lora_" in key and f".{name}" in key:
-            parameter.copy_(drawn * 0.2)
-        elif f"modules_to_save.{name}" in key:
-            parameter.add_(drawn * 0.1)
+        is_factor, is_whole = ".lora_" in key and f".{name}." in key, f"modules_to_save.{name}" in key
+        if is_factor or is_whole:
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+            parameter.copy_(drawn * 0.2 if is_factor else parameter + drawn * 0.1)
     return model
 
 
