@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +26,7 @@ from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
 from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_checkpoint, rotate, written_by_all
 from .errors import TrainingError
-from .lora.files import load_adapter, save_adapter
+from .lora.files import BIAS_FILE, load_adapter, read_router_biases, router_biases, save_adapter
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 
@@ -179,6 +180,7 @@ class ResumableTrainer(Trainer):
         target = checkpoint_path(self.checkpoint_folder, step)
         with self._saving(target), new_checkpoint(self.checkpoint_folder, step, is_main) as staging:
             self.save_model(str(staging), _internal_call=True)
+            self._save_biases_beside_shards(staging)
             self._save_optimizer_and_scheduler(str(staging))
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
@@ -221,11 +223,13 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_whole(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self._load_biases_beside_shards(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         if not self._load_whole(self.state.best_model_checkpoint):
             super()._load_best_model()
+            self._load_biases_beside_shards(Path(self.state.best_model_checkpoint))
 
     def _load_whole(self, checkpoint: str) -> bool:
         """Load an adapter, or a model that is not seeklet's, and return True; or False where Trainer has to."""
@@ -241,6 +245,23 @@ class ResumableTrainer(Trainer):
         saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
         return True
+
+    def _save_biases_beside_shards(self, folder: Path) -> None:
+        # Of a model with an adapter, FSDP and DeepSpeed save what is trained, which router biases are not.
+        model = self._bare_model()
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if isinstance(model, PeftModel) and is_sharded and self.is_world_process_zero():
+            biases = {name: bias.cpu().contiguous() for name, bias in router_biases(model.get_base_model()).items()}
+            if biases:
+                save_file(biases, folder / BIAS_FILE)
+
+    @torch.no_grad()
+    def _load_biases_beside_shards(self, folder: Path) -> None:
+        model = self._bare_model()
+        if isinstance(model, PeftModel):
+            there = router_biases(model.get_base_model())
+            for name, bias in read_router_biases(folder).items():
+                there[name].copy_(bias)
 
     def _bare_model(self) -> PeftModel | PreTrainedModel:
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

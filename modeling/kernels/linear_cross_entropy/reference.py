@@ -25,7 +25,8 @@ def _losses_and_gradient(
     """Return the summed loss of `logits` (rows, V); the logits are overwritten by its gradient where asked."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     total = logits.new_zeros((), dtype=wide)
-    rows = max(1, SOFTMAX_ELEMENTS // logits.shape[1])
+    # Other devices have no such cache, and would run a thousand small kernels for nothing.
+    rows = max(1, SOFTMAX_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else max(1, logits.shape[0])
     for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
         kept = target != ignore_index
         index = target.clamp(min=0)[:, None]
