@@ -20,6 +20,7 @@ from seeklet.finetune.recipe import (
     load_recipe,
 )
 from seeklet.finetune.trainer_fields import SET_BY_SEEKLET, list_trainer_fields
+from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -98,6 +99,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_over(folder: Path) -> 
 def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
     """A name that TRL dropped would be refused with advice that no longer fits."""
     assert set(SET_BY_SEEKLET) <= set(list_trainer_fields("sft"))
+    # What training sets whatever a recipe says, a recipe must not seem to say.
+    assert set(FIXED) <= set(SET_BY_SEEKLET)
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
