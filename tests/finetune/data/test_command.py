@@ -61,6 +61,12 @@ def test_errors_end_with_2_and_all_files_are_read(tmp_path: Path) -> None:
         assert f"  {words}" in process.stdout
 
 
+def test_a_wrong_option_is_one_line_and_2(tmp_path: Path) -> None:
+    process = command("a.jsonl", "--columns", "question", cwd=tmp_path)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == '--columns has "question"; allowed: pairs such as question=Q,answer=A\n'
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -74,7 +80,6 @@ def test_wrong_options_are_refused_in_a_line(options: list[str], words: str, tmp
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     result = check(tmp_path / "a.jsonl", *options)
-    # The command line prints it and ends with 2: see the tests of cli.
     assert isinstance(result.exception, DataError)
     assert words in str(result.exception)
     assert "\n" not in str(result.exception)

@@ -1,5 +1,26 @@
+import pytest
+
 from seeklet.finetune.data.problems import Flaw, Problem, ProblemList
 from seeklet.finetune.data.rows import Source
+from seeklet.finetune.data.settings import DataSettings
+from seeklet.finetune.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"train": ()}, "data.train is empty; allowed: at least one file or hub:owner/name"),
+        ({"validation": 1.0}, "data.validation is 1.0; allowed: files, or a share from 0 to below 1"),
+        ({"validation": -0.1}, "data.validation is -0.1"),
+        ({"max_tokens": 1}, "data.max_tokens is 1; allowed: 2 or more"),
+        ({"on_long": "cut"}, 'data.on_long is "cut"; allowed: error, skip, truncate'),
+        ({"format": "chatml"}, 'data.format is "chatml"; allowed: auto, messages, prompt_completion, sharegpt'),
+    ],
+)
+def test_settings_outside_what_is_allowed(values: dict, words: str) -> None:
+    with pytest.raises(DataError) as error:
+        DataSettings(**{"train": ("a.jsonl",), **values})
+    assert words in str(error.value)
 
 
 def test_a_source_reads_as_editors_take_it() -> None:
