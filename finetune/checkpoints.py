@@ -9,13 +9,13 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, wait_for_everyone
 
-from seeklet.modeling.atomic_directory import clean_up, replaced_directory
+from seeklet.modeling.atomic_directory import replaced_directory
 
 # Trainer's state: written last, and nothing resumes without it.
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-# What a save or a deletion that was killed leaves behind.
-_UNFINISHED = re.compile(r"\.(checkpoint-\d+)\.(saving|previous|deleted)-.+")
+# What a save or a deletion that was killed leaves behind; of a save within a save, with another dot before it.
+_UNFINISHED = re.compile(r"\.+([^.].*?)\.(saving|previous|deleted)-.+")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,14 +92,17 @@ def rotate(folder: Path, limit: int | None, best_step: int | None) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed saves and deletions left in `folder`; nobody else may be writing there."""
+    """Remove what killed saves and deletions left in `folder`, of whatever; nobody else may be writing there."""
     for entry in list(folder.iterdir()) if folder.is_dir() else []:
         match = _UNFINISHED.fullmatch(entry.name)
         if match is None:
             continue
-        # Puts back a checkpoint that was about to be replaced where the file system cannot exchange directories.
-        clean_up(folder / match[1])
-        shutil.rmtree(entry, ignore_errors=True)
+        target = folder / match[1]
+        if match[2] == "previous" and not target.exists():
+            # Was moved away for the new one, where the file system cannot exchange directories.
+            entry.rename(target)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _from_main(value: str | None) -> str:

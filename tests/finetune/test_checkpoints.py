@@ -106,7 +106,18 @@ def test_what_a_killed_save_left_is_removed_whoever_it_was(tmp_path: Path) -> No
     make(tmp_path, 2)
     for name in (".checkpoint-4.saving-here-999999999-ab12", f".checkpoint-6.saving-elsewhere-{os.getpid()}-ab12"):
         shutil.copytree(tmp_path / "checkpoint-2", tmp_path / name)
-    (tmp_path / ".other").mkdir()
+    # A model that replaces the files of its folder in one step, saved into the folder that is to become a checkpoint.
+    (tmp_path / "..checkpoint-4.saving-here-999999999-ab12.saving-here-999999999-cd34").mkdir()
+    (tmp_path / ".adapter.saving-here-999999999-ab12").mkdir()
+    for name in (".other", ".saving-grace", "model.saving-here-1-ab12"):
+        (tmp_path / name).mkdir()
     remove_unfinished(tmp_path)
     remove_unfinished(tmp_path / "absent")
-    assert names(tmp_path) == [".other", "checkpoint-2"]
+    assert names(tmp_path) == [".other", ".saving-grace", "checkpoint-2", "model.saving-here-1-ab12"]
+
+
+def test_what_was_about_to_be_replaced_is_put_back(tmp_path: Path) -> None:
+    make(tmp_path, 2)
+    (tmp_path / "checkpoint-2").rename(tmp_path / ".checkpoint-2.previous-elsewhere-999999999-ab12cd34")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"] == names(tmp_path)
