@@ -68,6 +68,10 @@ def check(
 
     Files of any size are read row by row. Without --tokenizer and with --no-scan and --no-near-duplicates, more than
     50,000 chat rows a second are checked on one core; tokenising takes about a second for 2,000 rows.
+
+        seeklet data check support.jsonl
+
+        seeklet data check calls.csv --columns question=Q,answer=A --tokenizer Qwen/Qwen2.5-1.5B-Instruct
     """
     # Imported here, so that --help and a mistyped option answer at once.
     from rich.console import Console

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from seeklet import __version__
 from seeklet.finetune import cli
 
+RunHere = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[2]
 # A colourless, wide terminal, so that lines are not wrapped where a test looks for them.
 PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
@@ -33,13 +35,20 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def run_module(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "seeklet.finetune", *arguments],
-        env=os.environ | PLAIN_TERMINAL | environment,
-        capture_output=True,
-        encoding="utf-8",
-    )
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:
+    """Return a function that runs the command line in this process, and returns exit code, output and errors."""
+    for name, value in PLAIN_TERMINAL.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["seeklet", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        assert isinstance(exit.value.code, int)
+        return exit.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_command_is_the_one_that_brings_no_models() -> None:
@@ -74,12 +83,10 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_each_command_teaches_by_example(command: str) -> None:
-    process = run_module(command, "--help")
-    assert process.returncode == 0, process.stderr
-    if command == "data":
-        process = run_module("data", "check", "--help")
-    assert f"seeklet {command}" in process.stdout.split("Options")[0]
+def test_each_command_teaches_by_example(command: str, run_here: RunHere) -> None:
+    code, output, errors = run_here(command, *(("check",) if command == "data" else ()), "--help")
+    assert code == 0, errors
+    assert f"seeklet {command} " in output.split("Usage:")[1].split("\n", 1)[1].split("Arguments")[0]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +97,10 @@ def test_each_command_teaches_by_example(command: str) -> None:
         (("train", "r.yaml", "--dryrun"), "No such option: --dryrun"),
     ],
 )
-def test_a_mistake_in_the_command_line(arguments: tuple[str, ...], said: str) -> None:
-    process = run_module(*arguments)
-    assert process.returncode == 2
-    assert said.lower() in process.stderr.lower()
-    assert "Traceback" not in process.stderr
+def test_a_mistake_in_the_command_line(arguments: tuple[str, ...], said: str, run_here: RunHere) -> None:
+    code, _, errors = run_here(*arguments)
+    assert code == 2
+    assert said.lower() in errors.lower()
 
 
 def test_a_package_that_is_not_installed() -> None:
@@ -114,13 +120,17 @@ def test_without_the_package_for_commands_there_is_still_a_line() -> None:
     )
 
 
-def test_of_several_processes_the_first_speaks(tmp_path: Path) -> None:
+def test_of_several_processes_the_first_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: RunHere
+) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("stage: stf\n")
-    first, second = (run_module("train", str(recipe), RANK=rank, WORLD_SIZE="2") for rank in ("0", "1"))
-    assert first.returncode == second.returncode == 2
-    assert "stage: expected one of sft" in first.stderr
-    assert second.stderr == ""
+    monkeypatch.setenv("RANK", "0")
+    code, _, errors = run_here("train", str(recipe))
+    assert code == 2
+    assert "stage: expected one of sft" in errors
+    monkeypatch.setenv("RANK", "1")
+    assert run_here("train", str(recipe)) == (2, "", "")
 
 
 def test_what_the_system_refuses_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
