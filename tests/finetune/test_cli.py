@@ -46,7 +46,8 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit) as exit:
             cli.main()
         assert isinstance(exit.value.code, int)
-        return exit.value.code, *capsys.readouterr()
+        captured = capsys.readouterr()
+        return exit.value.code, captured.out, captured.err
 
     return run
 
