@@ -9,7 +9,7 @@ from .json_text import nesting
 from .order import CALL, UNKNOWN, misplaced
 from .problems import Flaw
 from .rows import MESSAGE_KEYS, ROLES, Message
-from .text_flaws import text_flaws
+from .text_flaws import may_be_flawed, text_flaws
 from .wording import described, listed, nearest
 
 _KNOWN_KEYS = frozenset(MESSAGE_KEYS)
@@ -46,13 +46,10 @@ def _plain_roles(messages: Any) -> tuple[str, ...] | None:
 
 
 def _flaws_of_texts(draft: Draft) -> list[Flaw]:
-    flaws: list[Flaw] = []
-    for index, message in enumerate(draft.messages):
-        text = message["content"]
-        # Nearly all text is free of these, and looking for one character costs 20 ns.
-        if not text.isascii() or "<" in text or "INST]" in text or "\0" in text:
-            flaws += text_flaws(text, draft.field(index, "content"))
-    return flaws
+    texts = [message["content"] for message in draft.messages]
+    if not may_be_flawed("".join(texts)):
+        return []
+    return [flaw for index, text in enumerate(texts) for flaw in text_flaws(text, draft.field(index, "content"))]
 
 
 class _Explanation:
@@ -87,6 +84,9 @@ class _Explanation:
 
     def _message(self, index: int, message: Any) -> Message:
         field = self.draft.field
+        if _plain_roles([message]):
+            self.flaws += text_flaws(message["content"], field(index, "content"))
+            return message
         if type(message) is not dict:
             allowed = 'allowed: an object with "role" and "content"'
             self._flaw(field(index, ""), f"is {described(message)}; {allowed}", "wrong-type")
