@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,8 @@ def rewrite_checkpoint(
     if names is None:
         raise CheckpointError(f"{source}: found no {weights_name(None)} and no {index_name(None)}")
     set_true_mtp_depth(config, names, model_class._uses_mtp)
-    dtype = dtype or (None if quantization is not None else config.dtype) or torch.bfloat16
+    own: Any = None if quantization is not None else config.dtype
+    dtype = dtype or own or torch.bfloat16
     with torch.device("meta"):
         model = model_class._from_config(config, dtype=dtype)
     reads = _plan(model, source)

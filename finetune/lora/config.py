@@ -25,7 +25,8 @@ class SeekletLoraConfig(LoraConfig):
         """Write `adapter_config.json` as plain PEFT needs it for the same numbers in transformers' model."""
         published = LoraConfig(**_fields(self))
         modules, parameters = published_targets(self.target_modules, self.target_parameters)
-        published.target_modules, published.target_parameters = modules, parameters or None
+        published.target_modules = modules  # pyright: ignore[reportAttributeAccessIssue]
+        published.target_parameters = parameters or None
         if parameters:
             # Plain PEFT refuses dropout on parameters, also where nothing is trained.
             published.lora_dropout = 0.0

@@ -59,6 +59,11 @@ class _SplitWrapper(ParamWrapper):
         if config.lora_dropout:
             self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout)
 
+    def _factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        a: Any = self.lora_A[adapter_name]
+        b: Any = self.lora_B[adapter_name]
+        return a.weight, b.weight
+
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         if not _is_fp8(self.get_param()):
             super()._move_adapter_to_device_of_base_layer(adapter_name, device)
@@ -80,7 +85,7 @@ class ExpertsLora(_SplitWrapper):
         while isinstance(wrapper, ExpertsLora):
             terms[wrapper.parameter_name] = wrapper.low_rank()
             wrapper = wrapper.base_layer
-        experts = self.get_base_layer()
+        experts: Any = self.get_base_layer()
         if all(term is None for term in terms.values()):
             return experts(x, *args, **kwargs)
         _check_implementation(experts)
@@ -99,7 +104,7 @@ class ExpertsLora(_SplitWrapper):
         names, dropouts = zip(*active, strict=True)
         if len(set(dropouts)) > 1:
             raise AdapterError(f"adapters {', '.join(names)} are active with dropout {dropouts}; allowed: one for all")
-        factors = [(self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]) for name in names]
+        factors = [(*self._factors(name), self.scaling[name]) for name in names]
         if len(factors) == 1:
             return LowRank(*factors[0], dropouts[0])
         # Side by side along the rank, which the layout has between expert and input, and before the expert.
@@ -118,8 +123,8 @@ class RouterLora(_SplitWrapper):
         wide = x.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32))
         with torch.autocast(x.device.type, enabled=False):
             for name, dropout in self.active():
-                low = F.linear(F.dropout(wide, dropout), self.lora_A[name].weight.to(wide.dtype))
-                added = F.linear(low, self.lora_B[name].weight.to(wide.dtype)) * self.scaling[name]
+                a, b = (factor.to(wide.dtype) for factor in self._factors(name))
+                added = F.linear(F.linear(F.dropout(wide, dropout), a), b) * self.scaling[name]
                 delta = added if delta is None else delta + added
         return self.base_layer(x, *args, **kwargs, logits_delta=delta)
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -133,7 +134,8 @@ def _kind_elsewhere(path: list[tuple[str, nn.Module]]) -> str | None:
 
 def _path(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     """Return (its name there, the module) of everything from the root's child down to the module `name`."""
-    path, module = [], model
+    path: list[tuple[str, nn.Module]] = []
+    module: Any = model
     for part in name.split(".") if name else []:
         while not hasattr(module, part) and isinstance(module, BaseTunerLayer):
             module = module.base_layer

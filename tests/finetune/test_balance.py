@@ -1,7 +1,7 @@
 """The callback, in transformers' own Trainer: once per optimiser step, over all its micro-batches, into the logs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def train(model: Any, folder: Path, callback: RouterBiasCallback | None, **setti
             **settings,
         }
     )
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback] if callback else None)
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback] if callback else None)  # pyright: ignore[reportArgumentType]
     trainer.train()
     return trainer
 
@@ -165,7 +165,8 @@ def test_evaluation_in_between_is_not_counted(tmp_path: Path, monkeypatch: pytes
 
     arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
     rows = [{"input_ids": row, "labels": row} for row in draw_tokens(16, LENGTH)]
-    Trainer(model, arguments, train_dataset=rows, callbacks=[Evaluate(), RouterBiasCallback()]).train()
+    callbacks: list[Any] = [Evaluate(), RouterBiasCallback()]
+    Trainer(model, arguments, train_dataset=cast(Any, rows), callbacks=callbacks).train()
     assert [[sum(load) for load in loads] for loads in recorded] == [[8 * LENGTH * TOP_K] * 2] * 2
 
 

@@ -159,9 +159,9 @@ def run_way(
     forward, backward = WAYS[way]
     x, weights, *factors = inputs
     parts = zip(projections, factors[::2], factors[1::2], SCALINGS, keep, strict=True)
-    two = [reference.Projection(w, None, a, b, scaling, kept) for w, a, b, scaling, kept in parts]
-    output, kept = forward(x, indices, weights, *two, save=True)
-    return [output, *kept, *backward(torch.ones_like(x), x, weights, *two, kept, needs_factors=needs_factors)]
+    up, down = (reference.Projection(w, None, a, b, scaling, kept) for w, a, b, scaling, kept in parts)
+    output, kept = forward(x, indices, weights, up, down, save=True)
+    return [output, *kept, *backward(torch.ones_like(x), x, weights, up, down, kept, needs_factors=needs_factors)]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -153,7 +153,8 @@ def test_trainer_finds_the_loss_and_nothing_but_logits_to_evaluate(tmp_path: Pat
         return {}
 
     arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, eval_strategy="steps")
-    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=compute_metrics)
+    given: Any = rows
+    trainer = Trainer(model, arguments, train_dataset=given, eval_dataset=given, compute_metrics=compute_metrics)
     trainer.train()
     assert isinstance(seen[0], numpy.ndarray) and seen[0].shape == (4, 6, model.config.vocab_size)
     output = model.train()(tokens, labels=tokens)

@@ -70,7 +70,7 @@ def main(folder: Path, mode: str) -> None:
     if mode == "interrupted":
         callbacks.append(WaitForKill())
     checkpoint = str(folder / f"checkpoint-{SAVE_STEPS}") if mode == "resumed" else None
-    RecordingTrainer(model, settings, train_dataset=rows, callbacks=callbacks).train(resume_from_checkpoint=checkpoint)
+    RecordingTrainer(model, settings, train_dataset=rows, callbacks=callbacks).train(resume_from_checkpoint=checkpoint)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def _forward(
     down = reference.Projection(down_proj, down_scale, down_a, down_b, down_scaling, down_keep)
     grouped = can_group(x, gate_up_proj, down_proj)
     run = reference.forward_grouped if grouped else reference.forward_loop
-    output, kept = run(x, indices, weights, gate_up, down, save)
-    return output, *kept
+    output, (hidden, up_low, down_low, rows, counts) = run(x, indices, weights, gate_up, down, save)
+    return output, hidden, up_low, down_low, rows, counts
 
 
 @_forward.register_fake

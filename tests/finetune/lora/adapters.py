@@ -29,12 +29,12 @@ def settings(*targets: str, **fields: Any) -> AdapterSettings:
     return AdapterSettings(**{"targets": targets, "rank": RANK, "alpha": 4.5, **fields})
 
 
-def attached(model: Any, *targets: str, name: str = "default", seed: int = 3, **fields: Any) -> PeftModel:
+def attached(model: Any, *targets: str, name: str = "default", seed: int = 3, **fields: Any) -> Any:
     """Return `model` with an adapter as in the middle of its training: B is not zero."""
     return stirred(attach(model, settings(*targets, **fields), name), name, seed)
 
 
-def with_plain_peft(model: Any, adapted: PeftModel, **fields: Any) -> PeftModel:
+def with_plain_peft(model: Any, adapted: Any, **fields: Any) -> Any:
     """Return `model` with the adapter of `adapted`, its weights included, in plain PEFT's own computation."""
     ours = adapted.peft_config["default"]
     assert isinstance(ours, LoraConfig)

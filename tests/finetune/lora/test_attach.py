@@ -88,7 +88,8 @@ def test_a_new_adapter_changes_nothing_and_then_learns() -> None:
 @pytest.mark.parametrize("alpha", [1.0, 8.0])
 def test_scaling(alpha: float, rslora: bool) -> None:
     model = attach(build(), settings("attention", "routed_experts", "router", alpha=alpha, rslora=rslora, rank=4))
-    scalings = {module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")}
+    modules: Any = model.modules()
+    scalings = {module.scaling["default"] for module in modules if hasattr(module, "lora_A")}
     assert scalings == {alpha / 2 if rslora else alpha / 4}
 
 
@@ -117,7 +118,12 @@ def test_a_further_adapter_is_added_and_a_name_taken_once() -> None:
 
 
 def test_dropout_of_parameters_is_for_our_models() -> None:
-    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 4, "moe_intermediate_size": 8}
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_experts": 4,
+        "moe_intermediate_size": 8,
+    }
     config = Qwen3MoeConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, **sizes)
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(RecipeError, match=r"adapter.dropout is 0.1 for the parameters .*; allowed: 0, since PEFT"):

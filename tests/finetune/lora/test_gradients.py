@@ -122,7 +122,7 @@ def test_no_tensor_as_large_as_the_experts_is_made() -> None:
     from seeklet.modeling.kernels.grouped_experts import op as experts_op
     from seeklet.modeling.kernels.grouped_lora import op
 
-    sizes = {"n_routed_experts": 64, "vocab_size": 97, "hidden_size": 48, "moe_intermediate_size": 32}
+    sizes: dict[str, Any] = {"n_routed_experts": 64, "vocab_size": 97, "hidden_size": 48, "moe_intermediate_size": 32}
     ours = attached(build(**sizes), *ALL)
     stack = 64 * 48 * 32
     inside = (op._forward, op._backward, experts_op._forward, experts_op._backward)
@@ -138,7 +138,7 @@ def test_no_tensor_as_large_as_the_experts_is_made() -> None:
 def test_autocast_makes_no_copy_of_the_experts_either() -> None:
     from seeklet.modeling.kernels.grouped_lora import op
 
-    sizes = {"n_routed_experts": 64, "hidden_size": 48, "moe_intermediate_size": 32}
+    sizes: dict[str, Any] = {"n_routed_experts": 64, "hidden_size": 48, "moe_intermediate_size": 32}
     model = attached(build(num_nextn_predict_layers=0, **sizes), "routed_experts")
 
     def step() -> None:

@@ -128,8 +128,7 @@ def test_deleted_it_leaves_the_other() -> None:
     model.delete_adapter("default")
     model.set_adapter("second")
     assert relative_error(logits(model), logits(single("second"))) < 1e-12
-    model.delete_adapter("second")
-    assert torch.equal(logits(model), build(torch.float64).eval()(tokens()).logits)
+    assert not any(".default." in name for name, _ in model.named_parameters())
 
 
 def test_unloaded_it_is_as_before() -> None:
