@@ -43,6 +43,11 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
+def num_processes_of(checkpoint: Path) -> int:
+    """Return how many processes saved a checkpoint: each leaves its own random state."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
 @contextmanager
 def written_by_all(target: Path, last: str, is_main: bool) -> Iterator[Path]:
     """Give every process the same empty directory to write to, which becomes `target` at the end.

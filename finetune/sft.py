@@ -16,7 +16,7 @@ from transformers.utils import logging
 from trl import SFTConfig
 
 from .card import RunFacts, make_card
-from .checkpoints import last_checkpoint, step_of
+from .checkpoints import last_checkpoint, num_processes_of, step_of
 from .data.prepare import Prepared, prepare
 from .data.template import ChatTemplate
 from .early_stopping import EarlyStopping
@@ -31,7 +31,7 @@ from .recipe import Recipe, as_yaml
 from .run_folder import RunFolder, check_run_folder, locked
 from .sft_trainer import SeekletSFTTrainer
 from .trainer_settings import check_validation, make_trainer_config
-from .training_model import build_training_model, find_seeklet, mtp_mode
+from .training_model import build_training_model, check_tokens, find_seeklet, mtp_mode
 
 # A Jinja comment trims white space as the marker does that it stands for.
 _MARKER = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
@@ -110,6 +110,7 @@ def _train(recipe: Recipe, folder: RunFolder, config: SFTConfig, console: Consol
         console.print(line, markup=False, soft_wrap=True)
     set_seed(config.seed)
     model = build_training_model(recipe)
+    check_tokens(model, recipe.model, prepared.train)
     description = _describe(model, recipe)
     # The table says the first of these lines in its title.
     is_adapter = isinstance(model, PeftModel)
@@ -121,6 +122,9 @@ def _train(recipe: Recipe, folder: RunFolder, config: SFTConfig, console: Consol
         _begin(recipe, folder, checkpoint)
     if checkpoint is not None:
         console.print(f"Going on from step {step_of(checkpoint):,}: {checkpoint}", markup=False, soft_wrap=True)
+        if (before := num_processes_of(checkpoint)) != config.world_size:
+            now = f"saved by {before} processes, and there are {config.world_size} now"
+            console.print(f"It was {now}: the rest will not be bit by bit what it would have been", soft_wrap=True)
     trainer = _run(recipe, folder, config, console, model, tokenizer, prepared, checkpoint)
     trained = folder.trained(is_adapter)
     trainer.save_trained(trained)

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
+from pyarrow.compute import max as max_of  # pyright: ignore[reportAttributeAccessIssue]
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -130,6 +132,23 @@ def freeze_unreached(model: nn.Module, settings: MoeSettings) -> None:
     if mode == "off":
         for parameter in trained:
             parameter.requires_grad_(False)
+
+
+def check_tokens(model: nn.Module, settings: ModelSettings, rows: Dataset) -> None:
+    """Check that the model knows every token of the data, which it may not where its tokenizer is another's.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    num_known = bare.get_input_embeddings().weight.shape[0]
+    chunks = rows.data.column("input_ids").chunks
+    largest = max((max_of(chunk.flatten()).as_py() or 0 for chunk in chunks), default=0)
+    if largest >= num_known:
+        raise RecipeError(
+            f"model.tokenizer: {settings.tokenizer or settings.path} writes token {largest:,}, and the model knows "
+            f"{num_known:,} tokens; allowed: the tokenizer that belongs to the model"
+        )
 
 
 def _check_fp16(model: nn.Module, recipe: Recipe) -> None:

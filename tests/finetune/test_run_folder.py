@@ -42,7 +42,7 @@ def test_a_run_begins_in_a_folder_that_is_new_empty_or_holds_an_evaluation(tmp_p
     assert check_run_folder(make_recipe(tmp_path / "new"), resume=False).path == tmp_path / "new"
     assert not (tmp_path / "new").exists()
     check_run_folder(make_recipe(tmp_path), resume=False)
-    for name in ("evaluation.md", "evaluation.json", ".lock"):
+    for name in ("evaluation.md", "evaluation.json", "evaluation.png", "skipped_rows.jsonl", ".lock"):
         (tmp_path / name).write_text("")
     check_run_folder(make_recipe(tmp_path), resume=False)
 

@@ -1,6 +1,7 @@
 """From a recipe to what a run leaves: files, refusals, stopping early, the best checkpoint, the tokenizer, the card."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, Tr
 from seeklet.finetune.card import published_recipe, training_seconds
 from seeklet.finetune.data.template import ChatTemplate, render, shipped_templates
 from seeklet.finetune.early_stopping import EarlyStopping, since_best
-from seeklet.finetune.errors import RecipeError
+from seeklet.finetune.errors import DataError, RecipeError
 from seeklet.finetune.recipe import load_recipe
 from seeklet.finetune.sft import served_template
 from seeklet.finetune.training_model import build_training_model
@@ -196,6 +197,40 @@ def test_what_nothing_would_train_is_refused(tmp_path: Path, sections: dict[str,
 def test_what_a_dense_model_has_not_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_training_model(load_recipe(write_recipe(tmp_path, DENSE, **sections)))
+
+
+def test_a_run_that_was_refused_for_its_data_can_be_begun_again(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, DENSE, data={"on_bad_row": "skip"}, trainer=SHORT)
+    data = tmp_path / "data.jsonl"
+    good = data.read_text()
+    data.write_text("no JSON\n")
+    with pytest.raises(DataError):
+        train_in_this_process(path)
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {".lock", "skipped_rows.jsonl"}
+    data.write_text(good)
+    assert train_in_this_process(path).steps == 2
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    deepseek_tokenizer().save_pretrained(tmp_path / "other")
+    settings = {"tokenizer": str(tmp_path / "other")}
+    path = write_recipe(tmp_path, DENSE, model=settings, data={"chat_template": "deepseek-v3"}, trainer=SHORT)
+    with pytest.raises(
+        RecipeError, match=r"model\.tokenizer: .*other writes token 1\d\d,\d+, and the model knows 60\d"
+    ):
+        train_in_this_process(path)
+
+
+def test_going_on_with_other_processes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(tmp_path, DENSE, trainer={"max_steps": 4})
+    train_in_this_process(path)
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    for rank in range(2):
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / f"rng_state_{rank}.pth")
+    train_in_this_process(path, resume=True)
+    assert (
+        "saved by 2 processes and there are 1 now, so the rest of the run is not bit by bit" in capsys.readouterr().out
+    )
 
 
 def test_weights_in_half_precision_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
