@@ -37,7 +37,8 @@ class SeekletLoraConfig(LoraConfig):
         """Return the config for a seeklet model of one that was read from a folder."""
         config = cls(**_fields(published))
         modules, parameters = _targets_in_memory(published.target_modules, published.target_parameters)
-        config.target_modules = modules if isinstance(modules, str) else set(modules)
+        named: Any = modules if isinstance(modules, str) else set(modules)
+        config.target_modules = named
         config.target_parameters = parameters or None
         return config
 

@@ -138,7 +138,7 @@ def _path(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     module: Any = model
     for part in name.split(".") if name else []:
         while not hasattr(module, part) and isinstance(module, BaseTunerLayer):
-            module = module.base_layer
+            module = getattr(module, "base_layer")  # noqa: B009  # declared on the layers of each method
         module = module.get_submodule(part)
         path.append((part, module))
     return path

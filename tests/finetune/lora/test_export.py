@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ KINDS = ("attention", "dense_mlp", "shared_experts", "routed_experts", "mtp")
 H, WIDTH, E = (SIZES[name] for name in ("hidden_size", "moe_intermediate_size", "n_routed_experts"))
 
 
-def made(tmp_path: Path, *kinds: str, **fields: object) -> torch.Tensor:
+def made(tmp_path: Path, *kinds: str, **fields: Any) -> torch.Tensor:
     """Write `base`, `adapter`; return the logits of both together."""
     base = saved_base(tmp_path / "base", build())
     model = attached(load(base, dtype=torch.float32), *kinds, **fields)

@@ -120,7 +120,7 @@ def test_plain_peft_reads_the_folder_by_itself(base: Path, tmp_path: Path) -> No
 
 
 def test_other_models_are_saved_and_loaded_as_peft_does(tmp_path: Path) -> None:
-    sizes = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     model = attached(LlamaForCausalLM.from_pretrained(tmp_path / "base"), "attention", "dense_mlp", dropout=0.1)

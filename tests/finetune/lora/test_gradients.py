@@ -188,7 +188,7 @@ def test_generation_equals_that_of_plain_peft() -> None:
 def test_the_router_bias_moves_behind_an_adapter_of_the_router() -> None:
     model = stirred(attach(build(bias_update_speed=0.1), settings("router")))
     loss_and_gradients(model, tokens())
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     router = base.model.layers[1].mlp.router
     before = router.e_score_correction_bias.clone()
     loads = base.update_router_bias()

@@ -141,7 +141,7 @@ def test_an_fp8_base_written_in_fp8_again(tmp_path: Path) -> None:
 
 def test_never_the_whole_model_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one tensor larger than a single matrix is made, although a layer's experts are a hundred of them."""
-    sizes = {"n_routed_experts": 64, "vocab_size": 97, "hidden_size": 40}
+    sizes: dict[str, Any] = {"n_routed_experts": 64, "vocab_size": 97, "hidden_size": 40}
     base = saved_base(tmp_path / "base", build(**sizes))
     adapter_on(base, tmp_path / "adapter", *ALL)
     largest = 0
@@ -159,7 +159,7 @@ def test_never_the_whole_model_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_other_models_are_merged_and_saved_as_they_are(tmp_path: Path) -> None:
-    sizes = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
     LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "base")
     model = attached(LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32), "attention", "dense_mlp")

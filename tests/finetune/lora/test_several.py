@@ -32,7 +32,8 @@ def logits(model: PeftModel) -> torch.Tensor:
 
 def activate(model: PeftModel, *names: str) -> PeftModel:
     """Return `model` with these adapters active; PEFT has several at a time by its inner model only."""
-    model.base_model.set_adapter(list(names))
+    inner: Any = model.base_model
+    inner.set_adapter(list(names))
     return model
 
 
@@ -139,7 +140,8 @@ def test_unloaded_it_is_as_before() -> None:
 def test_weighted_merges_are_those_of_peft() -> None:
     """PEFT offers none of adapters on parameters, and says so; of the others it offers all."""
     with pytest.raises(ValueError, match=r"add_weighted_adapter does not support targeting nn.Parameter"):
-        two_adapters().base_model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mixed", "cat")
+        inner: Any = two_adapters().base_model
+        inner.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mixed", "cat")
     model = attached(build(torch.float64), "attention")
     stirred(attach(model, settings("attention"), "second"), "second", seed=4)
     model.base_model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "mixed", combination_type="cat")
