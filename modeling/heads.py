@@ -158,7 +158,9 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"].to(loss.device)
         if self.training and self._has_balance_loss():
             assert router_logits is not None
-            if hidden.requires_grad and not any(logits.requires_grad for logits in router_logits):
+            frozen = hidden.requires_grad and not any(logits.requires_grad for logits in router_logits)
+            # Otherwise it is so because nothing in front of a router is trained, as with adapters of the last experts.
+            if frozen and self.is_gradient_checkpointing:
                 raise ValueError(
                     "the balance loss would have no gradient under reentrant checkpointing; pass "
                     "gradient_checkpointing_kwargs={'use_reentrant': False} or set balance_loss_weight to 0"
