@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,39 +16,50 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # Without a terminal, as into a log file, lines of training come no faster than this; others always come.
 LINE_EVERY_S = 5.0
 
 
-def progress_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """Return a bar with its time left and `columns` behind it, gone when done; nothing at all without a terminal."""
-    return Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+class Bars(Progress):
+    """Bars with the time left, and a line of text below; gone when done, and nothing at all without a terminal."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn):
+        """Show on `console`, with `columns` behind each bar."""
+        self.below = ""
+        super().__init__(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            *columns,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return what is shown: the bars, and the text if there is any."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(f"  {self.below}", overflow="ellipsis", no_wrap=True)
 
 
 @contextmanager
 def training_progress(console: Console) -> Iterator["ProgressCallback"]:
     """Give the callback that shows the progress of a Trainer on `console`; the bar is gone when the block ends."""
-    with progress_bar(console, TextColumn("{task.fields[figures]}")) as bars:
+    with Bars(console) as bars:
         yield ProgressCallback(console, bars)
 
 
 class ProgressCallback(TrainerCallback):
     """Shows the steps done and left, the last figures logged, validations and checkpoints; in the main process only."""
 
-    def __init__(self, console: Console, bars: Progress):
+    def __init__(self, console: Console, bars: Bars):
         """Print to `console`, on which `bars` are shown, if it is a terminal."""
         self._console = console
         self._bars = bars
@@ -88,7 +99,7 @@ class ProgressCallback(TrainerCallback):
             self._print(state, f"validation loss {logs['eval_loss']:.4f} ({took})")
         elif "loss" in logs:
             figures = describe(logs)
-            self._bars.update(self._steps, figures=figures)
+            self._bars.below = figures
             now, is_last = time.monotonic(), state.global_step == state.max_steps
             if not self._console.is_terminal and (now - self._last_line >= LINE_EVERY_S or is_last):
                 self._last_line = now
@@ -107,7 +118,7 @@ class ProgressCallback(TrainerCallback):
         if state.is_world_process_zero and self._steps is not None:
             if self._validation is None:
                 total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
-                self._validation = self._bars.add_task("validation", total=total, figures="")
+                self._validation = self._bars.add_task("validation", total=total)
             self._bars.advance(self._validation)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

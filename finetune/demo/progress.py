@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import TextColumn
 
-from ..progress import progress_bar
+from ..progress import Bars
 from .train import StepRecord, ValidationRecord
 
 
@@ -15,7 +15,7 @@ def training_progress(
     console: Console, steps: int
 ) -> Iterator[tuple[Callable[[StepRecord], None], Callable[[ValidationRecord], None]]]:
     """Show a bar over `steps`; give the callbacks that move it: one for steps, one for validations."""
-    with progress_bar(console, TextColumn("{task.fields[measured]}")) as progress:
+    with Bars(console, TextColumn("{task.fields[measured]}")) as progress:
         bar = progress.add_task("steps", total=steps, measured="")
         last_loss = float("nan")
         accuracy = "-"
@@ -41,6 +41,6 @@ def training_progress(
 @contextmanager
 def counting_progress(console: Console, description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar over `total`; give the callback that moves it by one."""
-    with progress_bar(console) as progress:
+    with Bars(console) as progress:
         bar = progress.add_task(description, total=total)
         yield lambda: progress.advance(bar)

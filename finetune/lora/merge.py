@@ -102,7 +102,9 @@ def find_base(base: str | Path | None, revision: str | None, adapter: Path) -> P
         return Path(snapshot_download(str(base), revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{base}, the base of {adapter}, is no folder here and not on the Hub: {reason}") from None
+        raise AdapterError(
+            f"{base}, the base of {adapter}, is no folder here and not on the Hub; name it with --base ({reason})"
+        ) from None
 
 
 def _changes(adapter: Path, base: PreTrainedConfig) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:

@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from seeklet.finetune.recipe import Recipe, load_recipe
@@ -96,6 +98,8 @@ def train_in_this_process(recipe: Path | Recipe, resume: bool = False, kill: tup
     from seeklet.finetune import checkpoints, sft, sft_trainer
 
     torch.set_num_threads(1)
+    # The server's lock is shared by all its processes: one killed with it in its hand would stop the others for good.
+    tqdm.set_lock(threading.RLock())
     moment, step = kill or ("never", -1)
     trainer_class: Any = sft_trainer.SeekletSFTTrainer
 

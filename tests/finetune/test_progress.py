@@ -31,8 +31,8 @@ class Run:
         getattr(self.callback, event)(self.arguments, self.state, TrainerControl(), **what)
 
 
-def show(tmp_path: Path, terminal: bool, is_main: bool = True) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, legacy_windows=False)
+def show(tmp_path: Path, terminal: bool, is_main: bool = True, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, legacy_windows=False)
     with training_progress(console) as callback:
         run = Run(tmp_path, callback, is_main)
         run.tell("on_step_end", 10)
@@ -62,7 +62,10 @@ def test_lines_without_a_terminal(tmp_path: Path) -> None:
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     output = show(tmp_path, terminal=True)
     assert "validation loss 2.1234" in output and "saved checkpoint-20" in output
-    assert "1000/1000" in output and "loss 0.5000 · lr 1.0e-04" in output
+    # Nothing is cut off on a terminal of 80 columns.
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
+    assert re.search(r"training ━+ 1000/1000 \d:\d\d:\d\d left \d:\d\d:\d\d", plain) and "…" not in plain
+    assert "\n  loss 0.5000 · lr 1.0e-04 · 3,210 tokens/s · 1.2 GiB" in output
     assert "\x1b[2K" in output, "the bar was not taken away"
 
 

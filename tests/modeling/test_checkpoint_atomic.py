@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 from seeklet.modeling import atomic_directory, checkpoint_save
 from seeklet.modeling.atomic_directory import replaced_directory
@@ -121,6 +123,8 @@ def kill_while_saving(models: list[Any], target: Path, num_saved: int, delay_s: 
     child = os.fork()
     if child == 0:
         try:
+            # A lock of its own: killed with the one shared by all processes in its hand, nobody could draw a bar again.
+            tqdm.set_lock(threading.RLock())
             for turn in range(10**9):
                 models[turn % 2].save_pretrained(target, max_shard_size="50KB" if turn % 2 else "5GB")
                 os.write(report, b".")
