@@ -98,7 +98,8 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 def compare_training(dtype: torch.dtype, target: float, repeats: int) -> Comparison:
     """Return the comparison of a full training step, B=4 T=256."""
     ours, stock = both(dtype)
-    ours.train(), stock.train()
+    for model in (ours, stock):
+        model.train()
     ours_optimizer, stock_optimizer = adamw(ours), adamw(stock)
     setting = choose_fastest(stock, lambda: train_step(stock, stock_optimizer), SETTINGS)
     return compare(
@@ -114,7 +115,8 @@ def compare_training(dtype: torch.dtype, target: float, repeats: int) -> Compari
 def compare_prefill(dtype: torch.dtype, target: float, repeats: int) -> Comparison:
     """Return the comparison of a forward pass over prompts, B=4 T=512, logits of the last token."""
     ours, stock = both(dtype)
-    ours.eval(), stock.eval()
+    for model in (ours, stock):
+        model.eval()
     tokens = torch.randint(2, SIZES["vocab_size"], (4, 512))
     run = [lambda m=m: m(tokens, use_cache=False, logits_to_keep=1) for m in (ours, stock)]
     setting = choose_fastest(stock, run[1], SETTINGS)
@@ -125,7 +127,8 @@ def compare_prefill(dtype: torch.dtype, target: float, repeats: int) -> Comparis
 def compare_decode(dtype: torch.dtype, target: float, repeats: int) -> Comparison:
     """Return the comparison of decoding one token at a context of 4,096, each with its default dynamic cache."""
     ours, stock = both(dtype)
-    ours.eval(), stock.eval()
+    for model in (ours, stock):
+        model.eval()
     prompt = torch.randint(2, SIZES["vocab_size"], (1, CONTEXT))
     caches = [m(prompt, use_cache=True, logits_to_keep=1).past_key_values for m in (ours, stock)]
     token = prompt[:, :1]

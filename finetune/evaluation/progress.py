@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from ..progress import progress_bar
+from ..progress import Bars
 
 LINE_EVERY_S = 15.0
 
@@ -15,7 +15,7 @@ LINE_EVERY_S = 15.0
 def row_progress(console: Console, description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Give the callback that is told how many more of `total` rows are done; a last line says how long they took."""
     start = time.monotonic()
-    with progress_bar(console) as bars:
+    with Bars(console) as bars:
         if console.is_terminal:
             bar = bars.add_task(description, total=total)
             yield lambda number: bars.advance(bar, number)
