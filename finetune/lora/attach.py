@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from seeklet.modeling import SeekletPreTrainedModel
 
 from ..adapter_settings import AdapterSettings
-from ..errors import RecipeError
+from ..errors import AdapterError, RecipeError
 from .config import SeekletLoraConfig
 from .targets import find_targets, kind_of
 
 DEFAULT = "default"
+MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Adapted:
         kind: a plain name, "other" for what has none, or "saved whole".
         matrices: their number; of routed experts, each expert's gate and up projection (one adapter) counts as one.
         rank: of the adapter; None for what is saved whole. Where ranks differ, the largest.
-        parameters: trainable ones.
+        parameters: those of the adapter, also where another one is being trained.
     """
 
     kind: str
@@ -44,17 +45,37 @@ def attach(model: PreTrainedModel | PeftModel, settings: AdapterSettings, adapte
 
     Raises:
         RecipeError: a target stands for nothing in this model, or cannot be adapted as asked.
+        AdapterError: an adapter that is there already adapts other parameters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     config = make_config(base, settings)
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
             raise RecipeError(f"an adapter called {adapter_name!r} is there; allowed: another name")
-        model.add_adapter(adapter_name, config)
+        add_further(model, config, adapter_name)
         return model
     adapted = get_peft_model(base, config, adapter_name)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def add_further(model: PeftModel, config: LoraConfig, adapter_name: str) -> None:
+    """Add an adapter to a model that has one; PEFT can wrap parameters (not modules) in one order for all of them.
+
+    Raises:
+        AdapterError: both adapt parameters, and not the same ones.
+    """
+    wanted = set(config.target_parameters or ())
+    for other_name, other in model.peft_config.items():
+        present = set(getattr(other, "target_parameters", None) or ())
+        if wanted and present and wanted != present:
+            parameters = sorted(wanted ^ present)
+            more = f" and {len(parameters) - MAX_LISTED} more" if len(parameters) > MAX_LISTED else ""
+            raise AdapterError(
+                f"of the adapters {other_name!r} and {adapter_name!r} only one has {', '.join(parameters[:MAX_LISTED])}"
+                f"{more}; allowed: the same routed experts and routers in all adapters of a model, or none"
+            )
+    model.add_adapter(adapter_name, config)
 
 
 def make_config(model: nn.Module, settings: AdapterSettings) -> LoraConfig:
@@ -99,7 +120,7 @@ def adapted(model: PeftModel, adapter_name: str = DEFAULT) -> list[Adapted]:
             tensors = [module.modules_to_save[adapter_name]]
         else:
             continue
-        parameters = sum(_num_trainable(tensor) for tensor in tensors)
+        parameters = sum(_num_parameters(tensor) for tensor in tensors)
         before = found.get(kind, Adapted(kind, 0, rank, 0))
         rank = None if rank is None else max(rank, before.rank or 0)
         found[kind] = Adapted(kind, before.matrices + matrices, rank, before.parameters + parameters)
@@ -123,6 +144,7 @@ def _num_matrices(layer: LoraLayer) -> int:
     return layer.num_experts if isinstance(layer, ParamWrapper) else 1
 
 
-def _num_trainable(module: nn.Module | nn.Parameter) -> int:
-    parameters = [module] if isinstance(module, nn.Parameter) else module.parameters()
-    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+def _num_parameters(module: nn.Module | nn.Parameter) -> int:
+    return sum(
+        parameter.numel() for parameter in ([module] if isinstance(module, nn.Parameter) else module.parameters())
+    )

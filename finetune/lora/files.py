@@ -23,7 +23,7 @@ from seeklet.modeling.atomic_directory import replaced_directory
 from seeklet.modeling.moe import SeekletRouter
 
 from ..errors import AdapterError
-from .attach import DEFAULT
+from .attach import DEFAULT, add_further
 from .config import SeekletLoraConfig
 
 BIAS_FILE = "router_bias.safetensors"
@@ -77,7 +77,7 @@ def load_adapter(
     first, and frozen unless `trainable`. The biases are the model's own, so of several adapters the last one counts.
 
     Raises:
-        AdapterError: the folder holds no adapter, or one that does not fit the model.
+        AdapterError: the folder holds no adapter, or one that does not fit the model or the adapters it has.
     """
     folder = Path(folder)
     config, tensors, metadata = read_config(folder), *_read(folder / SAFETENSORS_WEIGHTS_NAME)
@@ -168,7 +168,7 @@ def _add(model: Any, config: LoraConfig, adapter_name: str, trainable: bool) -> 
         adapted = get_peft_model(model, config, adapter_name)
         assert isinstance(adapted, PeftModel)
         return adapted
-    model.add_adapter(adapter_name, config)
+    add_further(model, config, adapter_name)
     if trainable:
         model.set_requires_grad(adapter_name)
     return model

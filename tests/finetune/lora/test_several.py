@@ -1,5 +1,6 @@
 """Several adapters on one model: chosen, switched off, added up, merged, taken away; as plain PEFT does it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from seeklet.finetune.errors import AdapterError
-from seeklet.finetune.lora.attach import attach
+from seeklet.finetune.lora.attach import adapted, attach
+from seeklet.finetune.lora.files import load_adapter, save_adapter
 from tests.finetune.lora.adapters import ALL, attached, build, loss_and_gradients, settings, stirred, tokens
 from tests.modeling.nano import relative_error
 
@@ -147,3 +149,54 @@ def test_weighted_merges_are_those_of_peft() -> None:
     model.base_model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "mixed", combination_type="cat")
     model.set_adapter("mixed")
     assert relative_error(logits(model), logits(activate(model, "default", "second"))) < 1e-12
+
+
+OTHERS = {
+    "modules beside parameters": (("routed_experts",), ("attention",)),
+    "parameters beside modules": (("attention",), ("routed_experts", "router", "o_proj")),
+    "more of them": (("routed_experts",), ("attention", "dense_mlp", "routed_experts")),
+    "all": (("shared_experts",), ALL),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_second_one_of_other_targets(case: str, tmp_path: Path) -> None:
+    """It has the targets, the table and the numbers it would have alone; so has each when saved and loaded alone."""
+    first, second = OTHERS[case]
+    model, alone = attached(build(torch.float64), *first), attached(build(torch.float64), *second, name="second")
+    stirred(attach(model, settings(*second), "second"), "second")
+    assert adapted(model, "second") == adapted(alone, "second")
+    assert adapted(model) == adapted(attached(build(torch.float64), *first))
+    expected = {}
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        expected[name] = logits(model)
+        save_adapter(model, tmp_path / name, name)
+    assert relative_error(expected["default"], logits(attached(build(torch.float64), *first))) < 1e-12
+    assert relative_error(expected["second"], expected["default"]) > 1e-3
+    for name in expected:
+        assert relative_error(logits(load_adapter(build(torch.float64), tmp_path / name)), expected[name]) < 1e-12
+    model.delete_adapter("default")
+    model.set_adapter("second")
+    assert relative_error(logits(model), expected["second"]) < 1e-12
+    assert adapted(model, "second") == adapted(alone, "second")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("second", [("mtp",), ("routed_experts",), ("experts.gate_up_proj",)])
+def test_other_parameters_are_refused_and_the_first_goes_on(
+    second: tuple[str, ...], loaded: bool, tmp_path: Path
+) -> None:
+    """PEFT wraps all parameters of a module in one order, and what is on disk is told apart by that order."""
+    model = attached(build(torch.float64), "routed_experts", "router")
+    expected = logits(model)
+    save_adapter(attached(build(torch.float64), *second), tmp_path / "second")
+    with pytest.raises(
+        AdapterError, match=r"of the adapters 'default' and 'second' only one has .*mlp.*; allowed: the"
+    ):
+        if loaded:
+            load_adapter(model, tmp_path / "second", "second")
+        else:
+            attach(model, settings(*second), "second")
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model), expected)
