@@ -1,16 +1,13 @@
 """DeepSeek-V3-architecture models for transformers; importing it registers them with the Auto classes."""
 
 from .auto import register, unregister
+from .classifiers import SeekletForSequenceClassification, SeekletForTokenClassification
 from .configuration import SeekletConfig
 from .errors import CheckpointError, ConfigError, GenerationError, SeekletError
-from .heads import (
-    SeekletCausalLMOutput,
-    SeekletForCausalLM,
-    SeekletForSequenceClassification,
-    SeekletForTokenClassification,
-)
+from .heads import SeekletForCausalLM
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp_decoding import SeekletMTPOutput
+from .outputs import SeekletCausalLMOutput
 
 register()
 

@@ -10,8 +10,9 @@ from transformers import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .classifiers import SeekletForSequenceClassification, SeekletForTokenClassification
 from .configuration import READ_MODEL_TYPES, SeekletConfig
-from .heads import SeekletForCausalLM, SeekletForSequenceClassification, SeekletForTokenClassification
+from .heads import SeekletForCausalLM
 from .model import SeekletModel
 
 AUTO_CLASSES = {

@@ -1,44 +1,26 @@
-"""The heads: causal language model with MTP and balance losses, and the two classifiers."""
+"""The causal language model: logits or log-probabilities, with MTP and balance losses."""
 
 # B batch, S positions, H hidden, T = B*S tokens, E experts
 
-import copy
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from .balance import count_experts, sequence_balance_loss, sequence_ids
-from .cache import LatentCache
+from .batches import real_tokens, share_of_batch
 from .configuration import SeekletConfig
-from .head_loss import summed_head_loss
+from .generation import SeekletGenerationMixin
+from .head_loss import head_log_probs, summed_head_loss
 from .linear import SeekletLinear
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp import IGNORE_INDEX, mtp_labels, shift_left
-from .mtp_generation import check_mtp_request, generate_with_mtp
+from .outputs import SeekletCausalLMOutput
 
 
-@dataclass
-class SeekletCausalLMOutput(MoeCausalLMOutputWithPast):
-    """What SeekletForCausalLM returns beside transformers' fields.
-
-    `loss` is `lm_loss` in evaluation; in training it adds `mtp_loss_weight * mtp_loss` and
-    `balance_loss_weight * balance_loss`. `expert_load` holds, where asked for, one int64 (E,) per MoE layer.
-    """
-
-    lm_loss: torch.Tensor | None = None
-    mtp_loss: torch.Tensor | None = None
-    balance_loss: torch.Tensor | None = None
-    expert_load: tuple[torch.Tensor, ...] | None = None
-
-
-class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
+class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
     """DeepSeek-V3-architecture causal language model."""
 
     _tied_weights_keys: ClassVar[Any] = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -68,6 +50,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         output_expert_load: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         mtp_loss: Literal["off", "detached", "full"] = "full",
+        temperature: float | None = None,
         **kwargs: Any,
     ) -> SeekletCausalLMOutput:
         """Return logits and, with `labels` (B, S), losses.
@@ -82,6 +65,9 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
                 losses are then sums divided by it, so that they add up over gradient accumulation.
             mtp_loss: how the MTP modules are trained in a training pass: by a loss whose gradient goes on into the
                 main model, the embedding and the head ("full"), by one that ends in the modules ("detached"), or not.
+            temperature: instead of the next-token loss return the log-probability of each label and the entropy of its
+                distribution, of logits divided by this, at the position in front of the label; 0 where the label is
+                -100. Reinforcement learning makes its loss of them.
         """
         shift_labels = kwargs.pop("shift_labels", None)
         asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
@@ -107,11 +93,19 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         losses = {}
         if has_labels:
             losses = self._losses(
-                hidden, outputs.router_logits, labels, shift_labels, inputs, num_items_in_batch, mtp_loss, kwargs
+                hidden,
+                outputs.router_logits,
+                labels,
+                shift_labels,
+                inputs,
+                num_items_in_batch,
+                mtp_loss,
+                temperature,
+                kwargs,
             )
         expert_load = None
         if output_expert_load:
-            valid = _real_tokens(inputs)
+            valid = real_tokens(inputs)
             expert_load = tuple(
                 count_experts(
                     indices, self.config.n_routed_experts, None if valid is None else valid.to(indices.device)
@@ -142,6 +136,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None,
         mtp_loss: str,
+        temperature: float | None,
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         """Return the losses of the output by their names; MTP and balance in training with `labels` only."""
@@ -151,8 +146,13 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         elif labels is None:
             # What the deeper modules predict stands in the same labels, one place further to the right.
             labels = torch.cat((torch.full_like(shift_labels[:, :1], IGNORE_INDEX), shift_labels[:, :-1]), dim=1)
-        losses = {"lm_loss": self.head_loss(hidden, shift_labels, num_items_in_batch)}
-        loss = losses["lm_loss"]
+        losses = {}
+        if temperature is None:
+            losses["lm_loss"] = loss = self.head_loss(hidden, shift_labels, num_items_in_batch)
+        else:
+            values = head_log_probs(self.lm_head, hidden.flatten(0, 1), shift_labels.flatten(), temperature)
+            losses["log_probs"], losses["entropy"] = (value.view(shift_labels.shape) for value in values)
+            loss = losses["log_probs"].new_zeros(())
         if self.training and self.config.num_nextn_predict_layers and mtp_loss != "off":
             losses["mtp_loss"] = self._mtp_loss(hidden, labels, inputs, num_items_in_batch, mtp_loss, kwargs)
             loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"].to(loss.device)
@@ -166,7 +166,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
                     "gradient_checkpointing_kwargs={'use_reentrant': False} or set balance_loss_weight to 0"
                 )
             losses["balance_loss"] = self.balance_loss(router_logits, inputs, kwargs)
-            share = _share_of_batch(labels, num_items_in_batch)
+            share = share_of_batch(labels, num_items_in_batch)
             loss = loss + (self.config.balance_loss_weight * share * losses["balance_loss"]).to(loss.device)
         return {"loss": loss, **losses}
 
@@ -250,7 +250,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
         else:
             # Sequence ids of a row stay below its length, so ids of different rows do not meet.
             ids, num_sequences = sequence_ids(positions) + rows * length, batch * length
-        valid = _real_tokens(inputs)
+        valid = real_tokens(inputs)
         losses = [
             sequence_balance_loss(
                 logits,
@@ -281,61 +281,3 @@ class SeekletForCausalLM(SeekletPreTrainedModel, GenerationMixin):
             return self._packing(inputs, kwargs)
         # Left of a row a module at depth k would predict the first k + 1 tokens from padding.
         return (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
-
-    # pyright cannot see that this class is what GenerationMixin's methods ask of `self`.
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
-        cache = model_kwargs.get("past_key_values")
-        if given is None and type(cache) is DynamicCache and not cache.offloading:
-            model_kwargs["past_key_values"] = LatentCache(self.config.num_hidden_layers)
-
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        if generation_config.use_mtp:
-            check_mtp_request(self, generation_mode, generation_config, generation_mode_kwargs)
-        else:
-            super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # pyright: ignore
-
-    def _assisted_decoding(self, input_ids, *, generation_config, inputs_tensor=None, **kwargs):
-        # generate() looks for `inputs_tensor` in this signature.
-        if generation_config.use_mtp:
-            return generate_with_mtp(self, input_ids, generation_config=generation_config, **kwargs)
-        return super()._assisted_decoding(  # pyright: ignore
-            input_ids, generation_config=generation_config, inputs_tensor=inputs_tensor, **kwargs
-        )
-
-
-def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | None:
-    """Return which tokens of the pass are no padding: bool (B*S,), or None where no padding mask is given."""
-    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    mask = inputs["attention_mask"]
-    return mask.flatten().bool() if mask is not None and mask.shape == tokens.shape[:2] else None
-
-
-def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
-    """Return the part of an optimiser step's labels that this micro-batch holds, by which its mean loss counts."""
-    if num_items_in_batch is None:
-        return 1.0
-    items = (labels[:, 1:] != IGNORE_INDEX).sum()
-    return items / (
-        num_items_in_batch.to(items.device) if isinstance(num_items_in_batch, torch.Tensor) else num_items_in_batch
-    )
-
-
-class _WithoutMTP:
-    """A classifier has no next token to predict: its decoder is built without MTP modules."""
-
-    _uses_mtp = False
-
-    def __init__(self, config: SeekletConfig):
-        config = copy.deepcopy(config)
-        config.num_nextn_predict_layers = 0
-        super().__init__(config)  # pyright: ignore[reportCallIssue]
-
-
-class SeekletForSequenceClassification(_WithoutMTP, GenericForSequenceClassification, SeekletPreTrainedModel):
-    """Classifier of whole sequences, from the hidden state of the last token that is not padding."""
-
-
-class SeekletForTokenClassification(_WithoutMTP, GenericForTokenClassification, SeekletPreTrainedModel):
-    """Classifier of every token."""

@@ -31,9 +31,10 @@ class SeekletDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         token_mask: torch.Tensor | None = None,
         count_load: bool = False,
+        expert_choice: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Return the hidden states (B, S, H) after this layer; `token_mask` and `count_load` as in `SeekletMoE`."""
+        """Return the hidden states (B, S, H) after this layer; `token_mask` and what follows as in `SeekletMoE`."""
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
@@ -43,5 +44,5 @@ class SeekletDecoderLayer(GradientCheckpointingLayer):
         )
         hidden_states = hidden_states + attended
         normed = self.post_attention_layernorm(hidden_states)
-        fed = self.mlp(normed, token_mask, count_load) if self.is_moe else self.mlp(normed)
+        fed = self.mlp(normed, token_mask, count_load, expert_choice) if self.is_moe else self.mlp(normed)
         return hidden_states + fed

@@ -122,12 +122,15 @@ class SeekletModel(SeekletPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        expert_choice: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Return the normed hidden states (B, S, H) of the main layers, and the cache where one is used.
 
         Packed sequences in one row are told apart by `position_ids` (B, S) starting again at 0, or by `cu_seqlens`
-        (N + 1,), the offsets of N sequences packed in a single row.
+        (N + 1,), the offsets of N sequences packed in a single row. `expert_choice` (L, B, S, K) are the experts that
+        each token goes to in each of the L main layers that route, negative where the router is to choose
+        (`routing_record`).
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds` are given; `cu_seqlens` does not fit.
@@ -140,7 +143,9 @@ class SeekletModel(SeekletPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = LatentCache(self.config.num_hidden_layers)
         hidden_states = inputs_embeds
-        for layer in islice(self.layers, self.config.num_hidden_layers):
+        for index, layer in enumerate(islice(self.layers, self.config.num_hidden_layers)):
+            if expert_choice is not None and layer.is_moe:
+                kwargs["expert_choice"] = expert_choice[index - self.config.first_k_dense_replace]
             hidden_states = layer(hidden_states, past_key_values=past_key_values, **shared, **kwargs)
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 

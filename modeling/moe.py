@@ -69,11 +69,15 @@ class SeekletRouter(Fp32Buffers):
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
 
     def forward(
-        self, hidden_states: torch.Tensor, logits_delta: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        logits_delta: torch.Tensor | None = None,
+        expert_choice: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits (T, E) and weights (T, K), both fp32 (float64 for float64 input), and indices (T, K).
 
-        `logits_delta` (T, E) is what an adapter adds to the logits.
+        `logits_delta` (T, E) is what an adapter adds to the logits. `expert_choice` (T, K) is taken in place of the
+        router's own choice, except for tokens where it is negative; the weights are of the logits all the same.
         """
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         # Under autocast a product would be bf16 again, and with it ties and other choices.
@@ -81,7 +85,7 @@ class SeekletRouter(Fp32Buffers):
             logits = F.linear(hidden_states.flatten(0, -2).to(wide), self.weight.to(wide))
         if logits_delta is not None:
             logits = logits + logits_delta
-        weights, indices = route(logits, self.e_score_correction_bias, **self.routing)
+        weights, indices = route(logits, self.e_score_correction_bias, expert_choice=expert_choice, **self.routing)
         return logits, weights, indices
 
 
@@ -144,11 +148,19 @@ class SeekletMoE(nn.Module):
         return next(module for module in self.gate.modules() if isinstance(module, SeekletRouter))
 
     def forward(
-        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None, count_load: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        token_mask: torch.Tensor | None = None,
+        count_load: bool = False,
+        expert_choice: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the output (B, S, H); with `count_load`, tokens whose `token_mask` (B, S) is not False are counted."""
+        """Return the output (B, S, H); with `count_load`, tokens whose `token_mask` (B, S) is not False are counted.
+
+        `expert_choice` (B, S, K) is as in the router.
+        """
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        _, weights, indices = self.gate(tokens)
+        choice = {} if expert_choice is None else {"expert_choice": expert_choice.flatten(0, 1)}
+        _, weights, indices = self.gate(tokens, **choice)
         if count_load and _first_forward():
             counts = count_experts(indices, self.num_experts, None if token_mask is None else token_mask.flatten())
             self.expert_counts = counts if self.expert_counts is None else self.expert_counts + counts

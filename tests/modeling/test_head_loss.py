@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from seeklet.modeling import head_loss
-from seeklet.modeling.head_loss import summed_head_loss
+from seeklet.modeling.head_loss import head_log_probs, summed_head_loss
 from seeklet.modeling.linear import SeekletLinear
 from tests.kernels.memory import largest_tensor_made
 
@@ -104,3 +104,29 @@ def test_a_bf16_head_is_summed_in_fp32() -> None:
     assert loss.dtype == torch.float32
     logits = head(hidden.bfloat16())
     torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, reduction="sum"))
+
+
+@pytest.mark.parametrize("build", HEADS)
+def test_log_probabilities_and_entropies_of_every_kind_of_head(build: Callable[[], nn.Module]) -> None:
+    head, hidden, targets = draw(build)
+    parameters = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+    weights = torch.randn(2, T, dtype=torch.float64)
+    results = head_log_probs(head, hidden, targets, 0.7)
+    log_p = (head(hidden) / 0.7).log_softmax(-1)
+    kept = targets != -100
+    expected = (
+        log_p.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1).where(kept, 0),
+        (-(log_p.exp() * log_p).sum(-1)).where(kept, 0),
+    )
+    for ours, wanted, weight in zip(results, expected, weights, strict=True):
+        torch.testing.assert_close(ours, wanted)
+        gradients = [torch.autograd.grad((x * weight).sum(), parameters, retain_graph=True) for x in (ours, wanted)]
+        for gradient, wanted_gradient in zip(*gradients, strict=True):
+            torch.testing.assert_close(gradient, wanted_gradient)
+
+
+def test_no_label_still_reaches_the_model() -> None:
+    head, hidden, targets = draw(plain)
+    log_probs, _ = head_log_probs(head, hidden, torch.full_like(targets, -100))
+    log_probs.sum().backward()
+    assert (log_probs == 0).all() and hidden.grad is not None and (hidden.grad == 0).all()

@@ -181,3 +181,20 @@ def test_adapter_on_the_head_counts_in_the_loss() -> None:
     logits = adapted(tokens).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert relative_error(adapted(tokens, labels=tokens).loss, expected) <= TOLERANCE
+
+
+def test_log_probabilities_in_place_of_the_next_token_loss() -> None:
+    model = build_ours(num_nextn_predict_layers=1, mtp_loss_weight=0.5, balance_loss_weight=0.25)
+    tokens = torch.randint(1, 97, (2, 9))
+    labels = tokens.clone()
+    labels[:, :4] = -100
+    outputs = model(tokens, labels=labels, temperature=0.7)
+    log_p = (model(tokens).logits.float() / 0.7).log_softmax(-1)[:, :-1]
+    expected = log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(outputs.log_probs[:, 3:-1], expected[:, 3:])
+    torch.testing.assert_close(outputs.entropy[:, 3:-1], -(log_p.exp() * log_p).sum(-1)[:, 3:])
+    assert (outputs.log_probs[:, :3] == 0).all() and (outputs.log_probs[:, -1] == 0).all()
+    assert outputs.lm_loss is None and outputs.logits is None
+    with_loss = model(tokens, labels=labels)
+    torch.testing.assert_close(outputs.mtp_loss, with_loss.mtp_loss)
+    torch.testing.assert_close(outputs.loss, 0.5 * with_loss.mtp_loss + 0.25 * with_loss.balance_loss)

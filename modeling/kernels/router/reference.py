@@ -40,6 +40,7 @@ def route(
     logits_TE: torch.Tensor,
     bias_E: torch.Tensor,
     *,
+    expert_choice: torch.Tensor | None = None,
     scoring_func: str,
     n_group: int,
     topk_group: int,
@@ -49,11 +50,14 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights (T, K) in the dtype of `logits_TE` and the indices (T, K, int64) of the chosen experts.
 
-    Gradients flow through the weights to the logits, not to the bias.
+    Gradients flow through the weights to the logits, not to the bias. `expert_choice` (T, K) are indices to take in
+    place of the best ones, except in rows that are negative (routing replay, R3: arXiv 2510.11370).
     """
     scores_TE = expert_scores(logits_TE, scoring_func)
     with torch.no_grad():
         indices_TK = choose_experts(scores_TE.detach(), bias_E, n_group, topk_group, top_k)
+        if expert_choice is not None:
+            indices_TK = torch.where(expert_choice >= 0, expert_choice.to(indices_TK.dtype), indices_TK)
     weights_TK = scores_TE.gather(-1, indices_TK)
     if norm_topk_prob:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)

@@ -1,0 +1,1 @@
+"""Log-probabilities and entropies of a linear head without the full logits."""
