@@ -171,14 +171,14 @@ class _Preparation:
             self._problem(problem)
 
     def _refuse(self, refused: RefusedRow) -> None:
-        row, problem = refused
-        choice = self._settings.on_bad_row
-        if problem.kind == "too-long":
-            choice = "error" if self._settings.on_long == "error" else "skip"
-        if choice == "skip":
-            self._skip(problem, row)
-        else:
-            self._problem(problem)
+        for problem in refused.problems:
+            choice = self._settings.on_bad_row
+            if problem.kind == "too-long":
+                choice = "error" if self._settings.on_long == "error" else "skip"
+            if choice == "skip":
+                self._skip(problem, refused.row)
+            else:
+                self._problem(problem)
 
     def _is_repeated(self, row: Row) -> bool:
         """Return whether a row is to be left out because of an earlier one, and note it if there is one."""

@@ -5,18 +5,17 @@ markers, so seeklet ships templates that write the same text with them; a shippe
 where it writes the very text that the tokenizer's own writes.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import DataError
-from .rows import Message, Row
+from .rows import Message
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _NOTHING = re.compile(r"(?!)")
@@ -67,7 +66,8 @@ def choose_template(
     `assistant_only` is off, when none are needed), else a shipped one that writes the same text.
 
     Raises:
-        DataError: `wanted` is neither; the tokenizer has no template; no template with markers writes the same text.
+        DataError: `wanted` is neither; the tokenizer has no template; no template with markers writes the same text;
+            the template cannot be run.
     """
     shipped = shipped_templates()
     if wanted is not None:
@@ -77,6 +77,7 @@ def choose_template(
                 f"data.chat_template: {wanted} has no {{% generation %}} markers, so what the assistant writes cannot "
                 f"be told from the rest; {_what_to_do(shipped)}"
             )
+        _check_runs(tokenizer, template)
         return template
     own = own_template(tokenizer)
     if own is None:
@@ -84,6 +85,7 @@ def choose_template(
             "the tokenizer has no chat template, as is usual for base models; set data.chat_template to one of "
             f"{', '.join(shipped)} or to the path of a .jinja file, or take the instruction-tuned model"
         )
+    _check_runs(tokenizer, own)
     if own.has_markers or not assistant_only:
         return own
     written = _written(tokenizer, own)
@@ -115,7 +117,7 @@ def render(
     """Return a conversation as the template writes it.
 
     Raises:
-        TemplateError: the template refuses the conversation, or trips over it.
+        TemplateError: the template refuses the conversation, or trips over it, or is none.
     """
     variables: dict[str, Any] = {**tokenizer.special_tokens_map, **_FIXED}
     try:
@@ -127,34 +129,35 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **variables,
         )
-    # Such as a tool call's arguments added to a text: a template is a program, and knows no better word for it.
-    except TypeError as error:
-        raise TemplateError(str(error)) from error
+    except TemplateError:
+        raise
+    # A template is a program, of the user's: it may divide by zero, add a number to a text, call itself without end.
+    except Exception as error:
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
     return Rendered(texts[0], list(generated[0]) if template.has_markers else [])  # pyright: ignore[reportArgumentType]
 
 
-def left_out(row: Row, rendered: Rendered) -> str | None:
-    """Return the field of a row that the template did not write, such as `messages[1].reasoning_content`, or None."""
-    text = rendered.text
-    for i, message in enumerate(row.messages):
-        for name in ("content", "reasoning_content"):
-            # Templates part the reasoning of a content that holds it from the rest.
-            parts = message.get(name, "").replace("<think>", "</think>").split("</think>")
-            if not all(_is_in(part.strip(), text) for part in parts):
-                return f"messages[{i}].{name}"
-        for k, call in enumerate(message.get("tool_calls", ())):
-            if call["function"]["name"] not in text:
-                return f"messages[{i}].tool_calls[{k}]"
-    for k, tool in enumerate(row.tools or ()):
-        function = tool.get("function", tool)
-        if str(function.get("name", "")) not in text:
-            return f"tools[{k}]"
-    return None
+def _check_runs(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """Check that the template writes one ordinary conversation at least, or refuses them by its own words.
 
-
-def _is_in(part: str, text: str) -> bool:
-    # What tools answer is JSON in some templates.
-    return part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text
+    Raises:
+        DataError: it is no template, or trips over all of them. Every row of data would say the same.
+    """
+    errors: list[TemplateError] = []
+    for probe in _PROBES:
+        try:
+            render(tokenizer, template, probe)
+            return
+        except TemplateError as error:
+            errors.append(error)
+    # What a template raises itself is of this very class; a template may ask for what ordinary conversations lack.
+    faults = [error for error in errors if type(error) is not TemplateError or error.__cause__ is not None]
+    if faults:
+        what = (
+            "the tokenizer's chat template" if template.name == "tokenizer" else f"data.chat_template: {template.name}"
+        )
+        line = f", line {faults[0].lineno}" if isinstance(faults[0], TemplateSyntaxError) else ""
+        raise DataError(f"{what}{line} cannot be run: {faults[0]}; allowed: a Jinja template of a chat") from faults[0]
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[tuple[str, str] | None]:

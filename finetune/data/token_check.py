@@ -6,21 +6,17 @@ from collections.abc import Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import DataError
-from .problems import Flaw
+from .problems import Flaw, Problem
 from .rows import Row
-from .scan import texts_of
 from .settings import DataSettings
 from .stats import TokenStats
 from .template import ChatTemplate, choose_template
-from .text_flaws import special_token_flaws, special_token_pattern
 from .tokenize_rows import RefusedRow, RowTokenizer
 from .wording import quoted
 
 # Longer than any row can be: lengths are judged here, after they are counted.
 _NO_LIMIT = 1 << 62
-# DeepSeek's tokenizer does not call its marks of a turn special. <think> and the like, which an answer may spell out,
-# are no such marks.
-_TURN_MARK = re.compile(r"<[|｜].*[|｜]>")
+_INDEX = re.compile(r"^messages\[(\d+)\]")
 
 
 class TokenCheck:
@@ -33,22 +29,18 @@ class TokenCheck:
         self.max_tokens = settings.max_tokens
         self._settings = settings
         self._tokenize = RowTokenizer(tokenizer, template, _NO_LIMIT, assistant_only=settings.assistant_only)
-        added = tokenizer.added_tokens_decoder.values()
-        marks = [token.content for token in added if token.special or _TURN_MARK.fullmatch(token.content)]
-        self._special = special_token_pattern(marks)
 
     def check(self, rows: Sequence[Row], stats: TokenStats) -> list[list[Flaw]]:
         """Return what is wrong with each of `rows`, and count them in `stats`; a few hundred at a time are fastest."""
         found: list[list[Flaw]] = []
-        for row, made in zip(rows, self._tokenize([self._with_system(row) for row in rows]), strict=True):
-            flaws = [flaw for field, text in texts_of(row) for flaw in special_token_flaws(text, field, self._special)]
+        given = [self._with_system(row) for row in rows]
+        for row, whole, made in zip(rows, given, self._tokenize(given), strict=True):
             if isinstance(made, RefusedRow):
-                problem = made.problem
-                flaws.append(Flaw(problem.field, problem.message, problem.kind, problem.severity))
+                shift = len(whole.messages) - len(row.messages)
+                found.append([_as_given(problem, shift) for problem in made.problems])
             else:
                 stats.add(made)
-                flaws += self._length(len(made.input_ids))
-            found.append(flaws)
+                found.append(self._length(len(made.input_ids)))
         return found
 
     def _length(self, num_tokens: int) -> list[Flaw]:
@@ -62,6 +54,19 @@ class TokenCheck:
         if not system or row.messages[0]["role"] == "system":
             return row
         return row._replace(messages=[{"role": "system", "content": system}, *row.messages])
+
+
+def _as_given(problem: Problem, shift: int) -> Flaw:
+    """Return a problem with its message counted as in a row that had no system message of the recipe before it."""
+
+    def counted(match: re.Match[str]) -> str:
+        index = int(match[1]) - shift
+        return f"messages[{index}]" if index >= 0 else "data.system"
+
+    field = _INDEX.sub(counted, problem.field)
+    return Flaw(
+        "data.system" if field == "data.system.content" else field, problem.message, problem.kind, problem.severity
+    )
 
 
 def load_token_check(name: str, settings: DataSettings) -> TokenCheck:

@@ -1,11 +1,13 @@
 """Conversations as token ids with a mask of what is trained on, in as many processes as pay off."""
 
 import os
+import re
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -15,14 +17,21 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from .problems import Problem
+from ..reasoning import END_THINK, THINK
+from .left_out import left_out
+from .problems import Flaw, Problem
 from .rows import Row
-from .template import ChatTemplate, Rendered, left_out, render
+from .scan import texts_of
+from .template import ChatTemplate, Rendered, render
+from .text_flaws import special_token_flaws, special_token_pattern
 
 # Long enough that handing a batch to another process costs nothing against tokenising it, some 0.1 s.
 _BATCH = 256
 # Starting a process takes some 6 s, as long as tokenising about so many rows.
 _ROWS_WORTH_A_PROCESS = 20_000
+# DeepSeek's tokenizer does not call its marks of a turn special. <think> and the like, which an answer may spell out,
+# are no such marks.
+_TURN_MARK = re.compile(r"<[|｜].*[|｜]>")
 
 
 class Encoded(NamedTuple):
@@ -49,10 +58,10 @@ class TokenRow(NamedTuple):
 
 
 class RefusedRow(NamedTuple):
-    """A row that cannot be trained on, and why."""
+    """A row that cannot be trained on, and why: one problem or several."""
 
     row: Row
-    problem: Problem
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)
@@ -75,32 +84,40 @@ class RowTokenizer:
         texts = [made for made in rendered if isinstance(made, Rendered)]
         encoded = iter(encode(self.tokenizer, texts))
         return [
-            made if isinstance(made, RefusedRow) else self._token_row(row, next(encoded))
+            self._token_row(row, next(encoded)) if isinstance(made, Rendered) else _refused(row, made)
             for row, made in zip(rows, rendered, strict=True)
         ]
 
-    def _render(self, row: Row) -> Rendered | RefusedRow:
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """What matches the tokens that mean something else than their text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = {token.content for token in added if token.special or _TURN_MARK.fullmatch(token.content)}
+        return special_token_pattern(sorted(marks - {THINK, END_THINK}))
+
+    def _render(self, row: Row) -> Rendered | list[Flaw]:
+        flaws = [flaw for field, text in texts_of(row) for flaw in special_token_flaws(text, field, self._special)]
         try:
             rendered = render(self.tokenizer, self.template, row.messages, row.tools)
         except TemplateError as error:
             message = f"is refused by the chat template {self.template.name}: {error}"
-            return _refused(row, "", message, "template-refuses")
-        if (field := left_out(row, rendered)) is not None:
+            return [*flaws, Flaw("", message, "template-refuses")]
+        if (field := left_out(self.tokenizer, self.template, row, rendered)) is not None:
             message = (
                 f"is left out by the chat template {self.template.name}; allowed: what it writes. Take another with "
                 "data.chat_template, or remove the field or move its text into a content"
             )
-            return _refused(row, field, message, "template-leaves-out")
-        if not self.assistant_only:
-            rendered = Rendered(rendered.text, [(0, len(rendered.text))])
-        return rendered
+            flaws.append(Flaw(field, message, "template-leaves-out"))
+        if flaws:
+            return flaws
+        return rendered if self.assistant_only else Rendered(rendered.text, [(0, len(rendered.text))])
 
     def _token_row(self, row: Row, encoded: Encoded) -> TokenRow | RefusedRow:
         input_ids, mask, joined = encoded
         num_tokens = len(input_ids)
         if not mask.any():
             message = f"has nothing to train on in what the chat template {self.template.name} marks"
-            return _refused(row, "", message, "nothing-to-train")
+            return _refused(row, [Flaw("", message, "nothing-to-train")])
         if num_tokens <= self.max_tokens:
             return TokenRow(row, input_ids, mask, joined=joined)
         message = f"has {num_tokens:,} tokens; allowed: at most data.max_tokens, {self.max_tokens:,}"
@@ -109,11 +126,11 @@ class RowTokenizer:
             if mask.any():
                 return TokenRow(row, input_ids, mask, True, joined)
             message += ", and before the cut nothing to train on"
-        return _refused(row, "", message, "too-long")
+        return _refused(row, [Flaw("", message, "too-long")])
 
 
-def _refused(row: Row, field: str, message: str, kind: str) -> RefusedRow:
-    return RefusedRow(row, Problem(row.source, field, message, "error", kind))
+def _refused(row: Row, flaws: list[Flaw]) -> RefusedRow:
+    return RefusedRow(row, [flaw.at(row.source) for flaw in flaws])
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> list[Encoded]:

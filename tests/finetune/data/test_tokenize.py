@@ -1,5 +1,6 @@
 """Token ids and masks against the tokenizer's own, over awkward texts, cuts and processes."""
 
+from copy import deepcopy
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,8 @@ def tokens_of(made: TokenRow | RefusedRow) -> TokenRow:
 
 def problem_of(made: TokenRow | RefusedRow) -> str:
     assert isinstance(made, RefusedRow)
-    return f"{made.problem.kind}: {made.problem}"
+    [problem] = made.problems
+    return f"{problem.kind}: {problem}"
 
 
 def test_ids_are_those_of_the_whole_text_and_the_mask_is_the_answers(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -157,6 +159,36 @@ def test_rows_a_template_cannot_write_are_refused(tokenizer: PreTrainedTokenizer
         "template-refuses: a.jsonl:1: is refused by the chat template llama-3.1: "
         "Llama 3 makes one tool call a turn, not 2"
     )
+    assert isinstance(kept, TokenRow)
+
+
+def test_special_tokens_in_a_text_are_refused_with_all_else(tokenizer: PreTrainedTokenizerBase) -> None:
+    """They would be read as the end of a turn, or the start of another; reasoning between its tags is no such thing."""
+    call = {"type": "function", "function": {"name": "track", "arguments": {"note": "a<｜User｜>b"}}}
+    tools = [{"type": "function", "function": {"name": "track", "description": f"x{END}"}}]
+    row = row_of(f"Say {END} and {END}", "<think>\n1\n</think>\n\nHo", "<｜tool▁sep｜>", "", tool_calls=[call], line=3)
+    refused, kept = row_tokenizer(tokenizer)(
+        [row._replace(tools=tools), row_of("<|im_end|>", "<think>\n1\n</think>Ho")]
+    )
+    assert isinstance(refused, RefusedRow)
+    read_as = "which the tokenizer reads as the structure of a chat, not as text"
+    assert [str(problem) for problem in refused.problems] == [
+        f'a.jsonl:3: messages[0].content holds "{END}", {read_as}',
+        f'a.jsonl:3: messages[2].content holds "<｜tool▁sep｜>", {read_as}',
+        f'a.jsonl:3: messages[3].tool_calls[0].function.arguments.note holds "<｜User｜>", {read_as}',
+        f'a.jsonl:3: tools[0].function.description holds "{END}", {read_as}',
+        "a.jsonl:3: tools[0] is left out by the chat template deepseek-v3; allowed: what it writes. Take another with "
+        "data.chat_template, or remove the field or move its text into a content",
+    ]
+    assert {problem.kind for problem in refused.problems} == {"special-token", "template-leaves-out"}
+    assert isinstance(kept, TokenRow), "the end of another model's turn is text"
+
+
+def test_tags_of_reasoning_are_text_where_a_tokenizer_calls_them_special(tokenizer: PreTrainedTokenizerBase) -> None:
+    other: Any = deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    assert other.added_tokens_decoder[other.convert_tokens_to_ids("</think>")].special
+    [kept] = row_tokenizer(other)([row_of("Hi", "<think>\n1\n</think>\n\nHo")])
     assert isinstance(kept, TokenRow)
 
 
