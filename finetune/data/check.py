@@ -123,7 +123,7 @@ class _Check:
                         self._check_tokens(waiting, file)
                 continue
             self._problems.add(item)
-            if item.severity == "error" and item.source.line and item.source != bad:
+            if item.severity == "error" and item.scope == "row" and item.source != bad:
                 bad = item.source
                 file.rows += 1
                 file.bad_rows += 1

@@ -1,13 +1,14 @@
 """Rows of a CSV or TSV file."""
 
 import csv
+from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 
 from .files import DataFile
 from .json_text import as_raw, invalid_utf8
 from .lines import MAX_ROW_BYTES, Advance, Line, numbered_lines
-from .problems import Problem
+from .problems import Problem, file_problem
 from .records import Header, Record
 from .rows import Source
 from .wording import listed, quoted
@@ -17,40 +18,41 @@ _DELIMITERS = ",;\t|"
 _UNCLOSED = ("unexpected end of data", "field larger than field limit")
 # A quote that is not closed is given up after so many lines, even short ones: they are held to be read again.
 _MAX_ROW_LINES = 20_000
+# Lines read again: every line earns so many, and any row may take that many, so that time stays linear in the file.
+_LINES_AGAIN = 4
 
 
 def csv_rows(file: DataFile, advance: Advance) -> Iterator[Header | Record | Problem]:
     """Yield the header, then a record of texts for every row, a problem for every row that does not fit it.
 
-    The delimiter is the one of comma, semicolon, tab and bar that the header has most of. A row is named by the line
-    it starts on.
+    The delimiter of a .tsv is the tab; else it is the one of comma, semicolon, tab and bar that the header has most of.
+    A row is named by the line it starts on.
     """
     # The csv module's limit of 131,072 characters a field is for the whole process.
     limit = csv.field_size_limit(MAX_ROW_BYTES)
     try:
-        yield from _rows(file.name, numbered_lines(file.stream, file.name, advance))
+        lines = numbered_lines(file.stream, file.name, advance)
+        yield from _rows(_Table(file.name, lines, "\t" if file.kind == "tsv" else None))
     finally:
         csv.field_size_limit(limit)
 
 
-def _rows(name: str, lines: Iterator[Line | Problem]) -> Iterator[Header | Record | Problem]:
+def _rows(table: "_Table") -> Iterator[Header | Record | Problem]:
     columns: tuple[str, ...] | None = None
-    delimiter = ","
-    while True:
-        table = _Table(name, lines, delimiter if columns else None)
-        for item in table.rows():
-            if columns is not None or isinstance(item, Problem):
-                yield item if isinstance(item, Problem) else _record(item, columns or ())
-                continue
-            columns, delimiter = tuple(field.strip() for field in item[0]), table.delimiter
+    for item in table.rows():
+        if isinstance(item, Problem):
+            if columns is None and item.severity == "error":
+                yield item._replace(scope="file")
+                return
+            yield item
+        elif columns is not None:
+            yield _record(item, columns)
+        else:
+            columns = tuple(field.strip() for field in item[0])
             if problem := _bad_header(columns, item[1]):
                 yield problem
                 return
             yield Header(columns, item[1])
-        if columns is None or not table.unclosed:
-            return
-        # Everything after the quote was taken for one field: go on with the line after it.
-        lines = chain(table.unclosed, lines)
 
 
 _Fields = tuple[list[str], Source, bytes]
@@ -60,23 +62,22 @@ class _Table:
     """Runs the csv module over lines, keeping those of the present row."""
 
     def __init__(self, name: str, lines: Iterator[Line | Problem], delimiter: str | None):
-        self.delimiter = delimiter or ","
-        self.unclosed: list[Line | Problem] = []
         self._name = name
         self._lines = lines
-        self._sniff = delimiter is None
+        self._delimiter = delimiter
         self._present: list[Line] = []
         self._present_bytes = 0
         self._aside: list[Problem] = []
+        # Lines after one whose quotes are wrong, to be read again; and whether they still are in doubt.
+        self._again: deque[Line] = deque()
+        self._in_doubt = False
+        self._num_columns = 0
+        # How many more lines may be read again.
+        self._allowance = 2 * _MAX_ROW_LINES
 
     def rows(self) -> Iterator[_Fields | Problem]:
-        """Fields, place and text of each row; problems in between. Stops early at a quote that is never closed."""
-        texts = self._texts()
-        if self._sniff:
-            first = next((text for text in texts if text.strip()), "")
-            self.delimiter = max(_DELIMITERS, key=first.count)
-            texts = chain([first], texts)
-        reader = csv.reader(texts, delimiter=self.delimiter, strict=True)
+        """Fields, place and text of each row; problems in between. After a wrong quote the next line is next."""
+        reader = self._reader()
         while True:
             try:
                 fields = next(reader)
@@ -89,29 +90,60 @@ class _Table:
             present, self._present, self._present_bytes = self._present, [], 0
             problems, self._aside = self._aside, []
             yield from problems
-            source = Source(self._name, present[0].number if present else 0)
-            if error.startswith(_UNCLOSED):
-                yield _unclosed(source, present)
-                self.unclosed = list(present[1:])
-                return
-            raw = b"\n".join(line.text for line in present)
+            self._allowance += _LINES_AGAIN
             if error:
-                yield Problem(source, "", f"not CSV: {_plainer(error)}", "error", "bad-csv", as_raw(raw))
-            elif problem := invalid_utf8(raw, source):
+                # It may have swallowed sound rows: only the line it began with is surely wrong.
+                yield self._wrong_quote(present[:1], error)
+                self._in_doubt = True
+                self._allowance -= len(present) - 1
+                self._again.extendleft(reversed(present[1:]))
+                reader = self._reader()
+                continue
+            source = Source(self._name, present[0].number if present else 0)
+            raw = b"\n".join([line.text for line in present])
+            self._num_columns = self._num_columns or len(fields)
+            if problem := invalid_utf8(raw, source):
                 yield problem
+            elif self._in_doubt and b'""' not in raw and any('"' in field for field in fields):
+                # The end of a field over several lines, at whose beginning a quote is wrong.
+                yield self._wrong_quote(present, "a quote in mid-field follows a row whose quotes are wrong")
             elif fields:
+                self._in_doubt = self._in_doubt and len(fields) != self._num_columns
                 yield fields, source, raw
 
+    def _reader(self) -> Iterator[list[str]]:
+        texts = self._texts()
+        if self._delimiter is None:
+            first = next((text for text in texts if text.strip()), "")
+            self._delimiter = max(_DELIMITERS, key=first.count)
+            texts = chain([first], texts)
+        return csv.reader(texts, delimiter=self._delimiter, strict=True)
+
     def _texts(self) -> Iterator[str]:
-        for line in self._lines:
+        while (line := self._next()) is not None:
             if isinstance(line, Problem):
                 self._aside.append(line)
                 continue
             self._present.append(line)
             self._present_bytes += len(line.text)
-            if self._present_bytes > 2 * MAX_ROW_BYTES or len(self._present) > _MAX_ROW_LINES:
+            too_many = len(self._present) > max(_LINES_AGAIN, min(_MAX_ROW_LINES, self._allowance))
+            if too_many or self._present_bytes > 2 * MAX_ROW_BYTES:
                 raise csv.Error(_UNCLOSED[0])
             yield line.text.removesuffix(b"\r").decode("utf-8", "replace") + "\n"
+
+    def _next(self) -> Line | Problem | None:
+        return self._again.popleft() if self._again else next(self._lines, None)
+
+    def _wrong_quote(self, lines: list[Line], error: str) -> Problem:
+        source = Source(self._name, lines[0].number if lines else 0)
+        raw = b"\n".join([line.text for line in lines])
+        if error.startswith(_UNCLOSED):
+            start = quoted(raw.decode("utf-8", "replace"))
+            message = (
+                f"a quote in the row that starts here with {start} is never closed; double the quotes inside a field"
+            )
+            return Problem(source, "", message, "error", "unclosed-quote", as_raw(raw))
+        return Problem(source, "", f"not CSV: {_plainer(error)}", "error", "bad-csv", as_raw(raw))
 
 
 def _record(fields: _Fields, columns: tuple[str, ...]) -> Record | Problem:
@@ -127,18 +159,11 @@ def _bad_header(columns: tuple[str, ...], source: Source) -> Problem | None:
     repeated = sorted({column for column in columns if columns.count(column) > 1})
     if "" in columns and len(columns) > 1 and "" in repeated:
         message = "the header has columns without a name; each needs one of its own"
-        return Problem(source, "header", message, "error", "bad-header")
+        return file_problem(source, message, "bad-header", "header")
     if repeated:
         message = f"names {listed(repeated)} more than once; each column needs a name of its own"
-        return Problem(source, "header", message, "error", "bad-header")
+        return file_problem(source, message, "bad-header", "header")
     return None
-
-
-def _unclosed(source: Source, present: list[Line]) -> Problem:
-    start = quoted(present[0].text.decode("utf-8", "replace") if present else "")
-    message = f"a quote in the row that starts here with {start} is never closed; double the quotes inside a field"
-    raw = as_raw(present[0].text) if present else ""
-    return Problem(source, "", message, "error", "unclosed-quote", raw)
 
 
 def _plainer(error: str) -> str:

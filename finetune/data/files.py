@@ -6,18 +6,18 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from .problems import Problem
+from .problems import Problem, file_problem
 from .rows import Source
 from .wording import quoted, similar
 
-FileKind = Literal["jsonl", "json", "csv", "parquet"]
+FileKind = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
 _KINDS: dict[str, FileKind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
-    ".tsv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
 SUFFIXES = tuple(_KINDS)
@@ -65,9 +65,13 @@ class DataFile(NamedTuple):
 
 
 def open_data_file(name: str) -> DataFile | Problem:
-    """Return the file called `name`, or the problem with it: missing, unreadable, empty, or of another kind."""
+    """Return the file called `name`, or the problem with it: missing, unreadable, empty, or of another kind.
+
+    `~` at its start is the user's home folder.
+    """
+    path = os.path.expanduser(name)
     try:
-        status = os.stat(name)
+        status = os.stat(path)
     except (OSError, ValueError) as error:
         return _unusable(name, *_why_not(name, error))
     for is_special, message in _SPECIAL:
@@ -79,7 +83,7 @@ def open_data_file(name: str) -> DataFile | Problem:
         message = f"has the ending {quoted(suffix)}; allowed: {', '.join(SUFFIXES)}{hint}"
         return _unusable(name, "unknown-file-type", message)
     try:
-        stream = open(name, "rb")  # noqa: SIM115 the caller reads on
+        stream = open(path, "rb")  # noqa: SIM115 the caller reads on
     except OSError as error:
         return _unusable(name, *_why_not(name, error))
     try:
@@ -94,14 +98,15 @@ def open_data_file(name: str) -> DataFile | Problem:
 
 
 def _unusable(name: str, kind: str, message: str) -> Problem:
-    return Problem(Source(name), "", message, "error", kind)
+    return file_problem(Source(name), message, kind)
 
 
 def _why_not(name: str, error: OSError | ValueError) -> tuple[str, str]:
     """Return kind and message for an error of the operating system."""
     if isinstance(error, FileNotFoundError):
-        if os.path.islink(name):
-            return "missing-file", f"is a link to {quoted(os.readlink(name))}, which does not exist"
+        path = os.path.expanduser(name)
+        if os.path.islink(path):
+            return "missing-file", f"is a link to {quoted(os.readlink(path))}, which does not exist"
         return "missing-file", f"no such file{_similar(name)}"
     if isinstance(error, PermissionError):
         return "permission-denied", "may not be read by this user; see its permissions (ls -l)"
@@ -116,7 +121,7 @@ def _similar(name: str) -> str:
     """Return the name of a file in the same folder that may have been meant."""
     folder = os.path.dirname(name) or "."
     try:
-        present = sorted(os.listdir(folder))
+        present = sorted(os.listdir(os.path.expanduser(folder)))
     except OSError:
         return f"; nor is there a folder {quoted(folder)}"
     close = similar(os.path.basename(name), present)
@@ -127,7 +132,8 @@ def _files_inside(name: str, mode: int) -> str:
     if not stat.S_ISDIR(mode):
         return ""
     try:
-        inside = sorted(file for file in os.listdir(name) if Path(file).suffix.lower() in _KINDS)
+        names = os.listdir(os.path.expanduser(name))
+        inside = sorted(file for file in names if Path(file).suffix.lower() in _KINDS)
     except OSError:
         return ""
     return f", such as {quoted(os.path.join(name, inside[0]))}" if inside else ""

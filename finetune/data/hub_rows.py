@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .problems import Problem
+from .problems import Problem, file_problem
 from .records import Header, Record
 from .rows import Source
 
@@ -29,7 +29,7 @@ def parse_hub_name(name: str) -> HubName | Problem:
     """Return the parts of `name`, with "train" for a split that is not named."""
     match = _NAME.fullmatch(name)
     if not match:
-        return Problem(Source(name), "", f"is not the name of a data set; allowed: {_GRAMMAR}", "error", "bad-hub-name")
+        return file_problem(Source(name), f"is not the name of a data set; allowed: {_GRAMMAR}", "bad-hub-name")
     return HubName(match["path"], match["config"], match["revision"], match["split"] or "train")
 
 
@@ -58,4 +58,4 @@ def hub_rows(name: str) -> Iterator[Header | Record | Problem]:
         reason = " ".join(str(error).split())
         where = f"after row {row:,}" if row else "from the start"
         message = f"cannot be read {where}: {reason[:300]}"
-        yield Problem(Source(name), "", message, "error", "unreadable-dataset")
+        yield file_problem(Source(name), message, "unreadable-dataset")

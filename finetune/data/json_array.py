@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from .files import DataFile
 from .json_text import parse_object
 from .lines import BOM, CHUNK_BYTES, MAX_ROW_BYTES, Advance, starts_with_bom
-from .problems import Problem
+from .problems import Problem, file_problem
 from .records import Record
 from .rows import Source
 from .wording import quoted
@@ -16,6 +16,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]"]', re.DOTALL)
 _GAP = re.compile(rb"[\s,]*")
 # What may stand in an array besides objects and arrays: up to the next comma, bracket or string.
 _SCALAR = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[^\s,\]\[{}"]++')
+_FIRST_KEY = re.compile(rb'\{\s*+("[^"\\]{1,100}+")')
 
 
 class _Window:
@@ -58,7 +59,8 @@ def json_array(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
     """Yield a record for every object of the array in `file`, a problem for every other item.
 
     Rows are found by their brackets and then read strictly one by one, so that a mistake inside one row costs that row
-    only. A quote or bracket that is never closed ends the reading.
+    only. A quote or bracket that is never closed ends the reading. What puts in doubt where rows end is a problem of
+    the file.
     """
     window = _Window(file, advance)
     window.grow()
@@ -67,11 +69,13 @@ def json_array(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
         yield starts_with_bom(file.name)
     window.next_byte()
     window.take(window.start + 1)
-    commas_due = 0
+    commas_due = item = 0
+    first_key = b""
     while True:
         byte, num_commas = window.next_byte()
         at_end = byte in (b"]", b"")
-        source = Source(file.name, window.line)
+        item += 1
+        source = Source(file.name, window.line, 0 if at_end else item)
         if num_commas != (0 if at_end else commas_due):
             yield _comma(source, num_commas, at_end)
         if at_end:
@@ -83,20 +87,31 @@ def json_array(file: DataFile, advance: Advance) -> Iterator[Record | Problem]:
             return
         raw = window.take(end)
         value = parse_object(raw, source)
-        yield value if isinstance(value, Problem) else Record(value, source, raw)
+        if isinstance(value, Problem):
+            yield _several_rows(value) if _FIRST_KEY.findall(raw).count(first_key) > 1 else value
+            continue
+        if not first_key and (match := _FIRST_KEY.match(raw)):
+            first_key = match[1]
+        yield Record(value, source, raw)
     yield from _after_array(file.name, window, closed=byte == b"]")
+
+
+def _several_rows(problem: Problem) -> Problem:
+    """Return the problem of a row in which another starts, with the same key as the file's first row."""
+    message = f"{problem.message}; further rows seem to start inside this one: is a quote or bracket not closed?"
+    return problem._replace(message=message, scope="file")
 
 
 def _after_array(name: str, window: _Window, closed: bool) -> Iterator[Problem]:
     source = Source(name, window.line)
     if not closed:
         message = 'the file ends before the array does: no closing "]"'
-        yield Problem(source, "", message, "error", "truncated")
+        yield file_problem(source, message, "truncated")
         return
     window.take(window.start + 1)
     if rest := window.next_byte()[0]:
         message = f"the array has ended, and {quoted(rest.decode('latin-1'))} follows; allowed: one array a file"
-        yield Problem(Source(name, window.line), "", message, "error", "bad-json")
+        yield file_problem(Source(name, window.line), message, "bad-json")
 
 
 def _comma(source: Source, num_commas: int, at_end: bool) -> Problem:
@@ -106,7 +121,7 @@ def _comma(source: Source, num_commas: int, at_end: bool) -> Problem:
         message = f"{num_commas} commas stand before this row; allowed: one between rows, none before the first"
     else:
         message = "no comma stands between this row and the one before"
-    return Problem(source, "", f"not JSON: {message}", "error", "bad-json")
+    return file_problem(source, f"not JSON: {message}", "bad-json")
 
 
 def _closing(window: _Window) -> int | None:
@@ -145,6 +160,6 @@ def _never_closed(source: Source, window: _Window) -> Problem:
         message = (
             f"the file ends in the middle of the row that starts here with {start}: a quote or bracket is not closed"
         )
-        return Problem(source, "", message, "error", "truncated")
+        return file_problem(source, message, "truncated")
     message = f"the row that starts here with {start} is longer than {MAX_ROW_BYTES:,} bytes, or a quote or bracket is "
-    return Problem(source, "", message + "not closed; the rest of the file was not read", "error", "line-too-long")
+    return file_problem(source, message + "not closed; the rest of the file was not read", "line-too-long")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
+from .json_text import as_raw
 from .problems import Problem
 from .rows import Source
 
@@ -13,6 +14,8 @@ Advance = Callable[[int], object]
 CHUNK_BYTES = 1 << 20
 # More than two million tokens: no model's context holds such a row.
 MAX_ROW_BYTES = 8 << 20
+# Of a row that is longer, enough to find it again.
+KEPT_BYTES = 1000
 BOM = b"\xef\xbb\xbf"
 
 
@@ -31,8 +34,9 @@ def numbered_lines(stream: BinaryIO, file: str, advance: Advance) -> Iterator[Li
     """
     number = 0
     rest = b""
-    # Bytes of the present line that were let go because it is too long.
+    # Bytes of the present line that were let go because it is too long, and how it started.
     dropped = 0
+    start = b""
     first = True
     while chunk := stream.read(CHUNK_BYTES):
         advance(len(chunk))
@@ -46,15 +50,16 @@ def numbered_lines(stream: BinaryIO, file: str, advance: Advance) -> Iterator[Li
         for text in lines:
             number += 1
             if len(text) + dropped > MAX_ROW_BYTES:
-                yield _too_long(file, number, len(text) + dropped)
-                dropped = 0
+                yield _too_long(file, number, start or text, len(text) + dropped)
+                dropped, start = 0, b""
             else:
                 yield Line(number, text, True)
         if len(rest) + dropped > MAX_ROW_BYTES:
+            start = start or rest[:KEPT_BYTES]
             dropped += len(rest)
             rest = b""
     if dropped:
-        yield _too_long(file, number + 1, dropped + len(rest))
+        yield _too_long(file, number + 1, start, dropped + len(rest))
     elif rest:
         yield Line(number + 1, rest, False)
 
@@ -65,6 +70,7 @@ def starts_with_bom(file: str) -> Problem:
     return Problem(Source(file, 1), "", message, "warning", "bom")
 
 
-def _too_long(file: str, number: int, length: int) -> Problem:
-    message = f"is {length:,} bytes long; allowed: {MAX_ROW_BYTES:,} bytes a row"
-    return Problem(Source(file, number), "", message, "error", "line-too-long")
+def _too_long(file: str, number: int, start: bytes, num_bytes: int) -> Problem:
+    message = f"is {num_bytes:,} bytes long; allowed: {MAX_ROW_BYTES:,} bytes a row"
+    raw = as_raw(start[:KEPT_BYTES])
+    return Problem(Source(file, number), "", message, "error", "line-too-long", raw, num_bytes=num_bytes)

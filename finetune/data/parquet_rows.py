@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from .files import DataFile
 from .lines import Advance
-from .problems import Problem
+from .problems import Problem, file_problem
 from .records import Header, Record
 from .rows import Source
 
@@ -44,7 +44,7 @@ def parquet_rows(
         reason = " ".join(str(error).split())
         where = f"after row {row:,}" if row else "from the start"
         message = f"is not readable Parquet {where}: {reason[:200]}; was it copied or downloaded in full?"
-        yield Problem(Source(file.name), "", message, "error", "bad-parquet")
+        yield file_problem(Source(file.name), message, "bad-parquet")
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:

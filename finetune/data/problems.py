@@ -8,6 +8,7 @@ from .rows import Source
 from .wording import printable
 
 Severity = Literal["error", "warning"]
+Scope = Literal["row", "file"]
 
 
 class Problem(NamedTuple):
@@ -15,8 +16,10 @@ class Problem(NamedTuple):
 
     `field` names the part of the row as the file spells it (`messages[2].role`; empty for a whole line or file) and
     `message` goes on from there: the value, and what is allowed. `kind` is a short stable name, such as "bad-json".
-    An error makes the row unusable; a warning leaves it in. `raw` is the row as read, for a side file of bad rows:
-    given with the first error of a row, else empty.
+    An error makes the row unusable; a warning leaves it in. An error of scope "file" is more than a bad row: it costs
+    rows that nobody has seen, or puts in doubt where rows end, so that it cannot be skipped. `raw` is the row as read,
+    for a side file of bad rows: given with the first error of a row, else empty. Where that is only the start of a row
+    too long to hold, `num_bytes` is the length of the whole.
     """
 
     source: Source
@@ -25,10 +28,17 @@ class Problem(NamedTuple):
     severity: Severity
     kind: str
     raw: str = ""
+    scope: Scope = "row"
+    num_bytes: int = 0
 
     def __str__(self) -> str:
         subject = f"{self.source}: {self.field}" if self.field else f"{self.source}:"
         return printable(f"{subject} {self.message}")
+
+
+def file_problem(source: Source, message: str, kind: str, field: str = "") -> Problem:
+    """Return the error `message`, which no row can be skipped for."""
+    return Problem(source, field, message, "error", kind, scope="file")
 
 
 class Flaw(NamedTuple):
@@ -62,12 +72,12 @@ class ProblemList:
             # The raw row may be megabytes, and only a side file wants it.
             kept.append(problem._replace(raw=""))
 
-    def add_counted(self, first: Sequence[Problem], number: int) -> None:
+    def add_counted(self, severity: Severity, kind: str, number: int, first: Sequence[Problem]) -> None:
         """Add `number` problems of one kind, of which `first` are the first."""
-        for problem in first:
-            self.add(problem)
-        if first:
-            self.counts[first[0].severity, first[0].kind] += number - len(first)
+        if number:
+            self.counts[severity, kind] += number
+            kept = self._kept.setdefault((severity, kind), [])
+            kept += first[: self.per_kind - len(kept)]
 
     def count(self, severity: Severity) -> int:
         """Number of problems of this severity, kept or not."""

@@ -13,7 +13,7 @@ from .json_lines import json_lines
 from .json_text import MAX_DEPTH, as_raw, nesting
 from .layouts import FileLayouts, Layout, Layouts
 from .lines import Advance
-from .problems import Problem
+from .problems import Problem, file_problem
 from .records import Header, Record
 from .rows import Row, Source
 from .settings import DataSettings
@@ -78,14 +78,14 @@ class _Reader:
                 yield from self._rows(name, self._records(file))
             except OSError as error:
                 message = f"cannot be read to its end: {error.strerror or error}"
-                yield Problem(Source(name), "", message, "error", "unreadable-file")
+                yield file_problem(Source(name), message, "unreadable-file")
 
     def _records(self, file: DataFile) -> Iterator[Header | Record | Problem]:
         if file.kind == "jsonl":
             return json_lines(file, self._advance)
         if file.kind == "json":
             return json_array(file, self._advance)
-        if file.kind == "csv":
+        if file.kind in ("csv", "tsv"):
             return csv_rows(file, self._advance)
         # Imported here: pyarrow takes a third of a second, and the other kinds need none of it.
         from .parquet_rows import parquet_rows
@@ -102,13 +102,13 @@ class _Reader:
             elif type(record) is Header:
                 if flaws := self._layouts.of(record.columns).flaws:
                     # Every row would say the same.
-                    yield from (flaw.at(record.source) for flaw in flaws)
+                    yield from (file_problem(record.source, flaw.message, flaw.kind) for flaw in flaws)
                     return
             elif type(record) is Problem:
                 empty = empty and record.severity == "warning"
                 yield record
         if empty:
-            yield Problem(Source(name), "", "has no rows", "error", "no-rows")
+            yield file_problem(Source(name), "has no rows", "no-rows")
 
     def _row(self, record: Record, layout: Layout) -> Iterator[Row | Problem]:
         value, source, _ = record

@@ -33,6 +33,8 @@ class RepeatedRows:
         self._rows = RepeatFinder()
         self._prompts = RepeatFinder()
         self._near = NearDuplicateFinder()
+        # Of each file, whether its rows are told apart by their number in a JSON array.
+        self._are_items = [False] * len(names)
         self.num_rows = 0
 
     @property
@@ -42,7 +44,8 @@ class RepeatedRows:
 
     def add(self, row: Row, file: int) -> None:
         """Take note of a row of the file with this number."""
-        place = file << _LINE_BITS | row.source.line
+        place = file << _LINE_BITS | (row.source.item or row.source.line)
+        self._are_items[file] = row.source.item > 0
         key = fingerprint(row.messages)
         self._rows.add(key, place)
         if self._validation is not None:
@@ -77,7 +80,8 @@ class RepeatedRows:
         near_leak.add(leaks)
         near.add(others)
         for kind, gathered in zip(found, (leak, duplicate, prompt, near_leak, near), strict=True):
-            problems.add_counted(self._problems(kind, gathered.first), gathered.number)
+            first = self._problems(kind, gathered.first)
+            problems.add_counted(kind.severity, kind.name, gathered.number, first)
 
     def _leaks(self, repeats: Repeats) -> tuple[Repeats, Repeats]:
         """Return the validation rows that are training rows too, and all other repeats."""
@@ -96,7 +100,8 @@ class RepeatedRows:
         ]
 
     def _source(self, place: np.uint64) -> Source:
-        return Source(self._names[int(place) >> _LINE_BITS], int(place) & ((1 << _LINE_BITS) - 1))
+        file, number = int(place) >> _LINE_BITS, int(place) & ((1 << _LINE_BITS) - 1)
+        return Source(self._names[file], *((0, number) if self._are_items[file] else (number, 0)))
 
 
 class _Kind(NamedTuple):

@@ -16,15 +16,18 @@ class Source(NamedTuple):
     """Where a row stands: the file (or Hub id) as the user named it, and the line.
 
     `line` counts from 1: lines of the file for JSONL, JSON and CSV (the first line of a row that spans several), rows
-    for Parquet and Hub data sets. It is 0 for the file as a whole.
+    for Parquet and Hub data sets. It is 0 for the file as a whole. `item` is the row's number, from 1, in a JSON array,
+    which may stand on one line; elsewhere 0.
     """
 
     file: str
     line: int = 0
+    item: int = 0
 
     def __str__(self) -> str:
         file = printable(self.file)
-        return f"{file}:{self.line}" if self.line else file
+        place = f"{file}:{self.line}" if self.line else file
+        return f"{place} (row {self.item})" if self.item else place
 
 
 class Row(NamedTuple):

@@ -3,23 +3,25 @@
 import json
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .problems import Problem
-from .rows import Row
+from .rows import Row, Source
 
 
 class SideFile:
     """Writes a JSON line for each row left out: its file, line, reasons and the row itself.
 
-    `row` is the text of the row as read, or the conversation where it could be read but not used. The file is
-    replaced, and there is none where nothing was left out. Without a path nothing is written, for processes beside the
-    one that writes.
+    `row` is the text of the row as read, or the conversation where it could be read but not used; of a row too long to
+    hold it is the start, and `num_bytes` the length of the whole. The file is replaced, and there is none where nothing
+    was left out. Without a path nothing is written, for processes beside the one that writes.
     """
 
     def __init__(self, path: Path | None):
         self.path = path
         self.num_rows = 0
-        self._last: dict | None = None
+        self._source: Source | None = None
+        self._last: dict[str, Any] = {}
 
     def __enter__(self) -> "SideFile":
         if self.path is not None:
@@ -39,21 +41,25 @@ class SideFile:
     def add(self, problem: Problem, row: Row | None = None) -> bool:
         """Note why a row is left out, and return whether it is a new row; further problems of one join the first."""
         reason = {"kind": problem.kind, "field": problem.field, "message": problem.message}
-        file, line = problem.source
-        if self._last is not None and (self._last["file"], self._last["line"]) == (file, line):
+        if self._source == problem.source:
             self._last["reasons"].append(reason)
             return False
         self._flush()
         self.num_rows += 1
-        self._last = {"file": file, "line": line, "reasons": [reason], "row": problem.raw or _conversation(row)}
+        self._source = problem.source
+        file, line, item = problem.source
+        self._last = {"file": file, "line": line} | ({"item": item} if item else {}) | {"reasons": [reason]}
+        self._last["row"] = problem.raw or _conversation(row)
+        if problem.num_bytes:
+            self._last["num_bytes"] = problem.num_bytes
         return True
 
     def _flush(self) -> None:
-        if self._last is not None and self.path is not None:
+        if self._last and self.path is not None:
             # Unpaired surrogates have no UTF-8; as escapes they stay.
             text = json.dumps(self._last, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
             self._stream.write(text + "\n")
-        self._last = None
+        self._last = {}
 
 
 def _conversation(row: Row | None) -> dict | None:

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -204,3 +205,29 @@ def test_nothing_raises_whatever_is_damaged(name: str, tmp_path: Path) -> None:
         assert all(message["role"] and type(message["content"]) is str for row in rows for message in row.messages)
         assert rows or problems
         assert all(str(problem).isprintable() for problem in problems)
+
+
+@pytest.mark.parametrize("line", [b'a","c\n', b'a,"b\n', b'"a, b\n', b'a,b\nq","c\n'])
+def test_wrong_quotes_take_time_in_proportion_to_the_file(line: bytes, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", b"question,answer\n" + line * 30_000)
+    started = time.process_time()
+    _, problems = read_all(path)
+    assert len(problems) >= 29_999
+    # Each row once more for each row would be half a billion: minutes.
+    assert time.process_time() - started < 10
+
+
+def test_tsv_is_parted_by_tabs_whatever_the_header_has_more_of(tmp_path: Path) -> None:
+    content = "question\tanswer\tid, old, new\nWhere, then?\tHere, there.\t1\n"
+    rows, problems = read_all(written(tmp_path / "a.tsv", content))
+    assert problems == []
+    assert [message["content"] for message in rows[0].messages] == ["Where, then?", "Here, there."]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path / "a.jsonl", GOOD)
+    (row,) = read(DataSettings(train=("~/a.jsonl",)))
+    assert row.source == Source("~/a.jsonl", 1)
+    (problem,) = read(DataSettings(train=("~/b.jsonl",)))
+    assert str(problem) == '~/b.jsonl: no such file; did you mean "~/a.jsonl"?'
