@@ -164,8 +164,7 @@ class _Preparation:
             self.report.skipped[problem.kind] += 1
 
     def _read_problem(self, problem: Problem) -> None:
-        # Without a line it is the whole file that cannot be read, which is more than a bad row.
-        if problem.severity == "error" and self._settings.on_bad_row == "skip" and problem.source.line:
+        if problem.severity == "error" and problem.scope == "row" and self._settings.on_bad_row == "skip":
             self._skip(problem)
         else:
             self._problem(problem)
