@@ -23,7 +23,7 @@ def draw_check(report: CheckReport) -> Figure:
     characters, turns = figure.subplots(1, 2)
     _draw(characters, "characters a row", report.counts.characters)
     _draw(turns, "turns a row", report.counts.turns)
-    figure.suptitle(f"{report.counts.rows:,} rows", fontsize=10)
+    figure.suptitle(f"{report.counts.rows:,} row{'s' * (report.counts.rows != 1)}", fontsize=10)
     return figure
 
 
@@ -44,6 +44,9 @@ def _draw(axes: Axes, name: str, histogram: Histogram) -> None:
     axes.axvline(median, color=_MARK, linewidth=1)
     axes.set_title(f"median {median:,}, most {histogram.maximum:,}", fontsize=9)
     axes.set_xlabel(name + (" (last bar: all above)" if longest > end else ""))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0, None)
+    for axis in (axes.xaxis, axes.yaxis):
+        # Where two whole numbers do not fit, one is enough.
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.set_ylabel("rows")
     axes.spines[["top", "right"]].set_visible(False)

@@ -68,7 +68,9 @@ def draw_stats(stats: Mapping[str, TokenStats], max_tokens: int) -> Figure:
     _draw(turns, {name: one.turns for name, one in shown.items()}, "turns a conversation")
     _draw(trained, {name: one.trained_percent for name, one in shown.items()}, "share of tokens trained on", end=100)
     tokens.set_ylabel("share of conversations")
-    turns.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (tokens, turns):
+        # Where two whole numbers do not fit, one is enough.
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     trained.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
     if any(one.tokens.maximum > max_tokens / 2 for one in shown.values()):
         tokens.axvline(max_tokens, color=_MARK, linestyle="--", linewidth=1)
@@ -94,7 +96,7 @@ def _draw(axes: Axes, histograms: Mapping[str, Histogram], xlabel: str, end: int
             shares, edges, color=_COLOURS[i], fill=i == 0, linewidth=1.4, alpha=0.6 if i == 0 else 1, label=label
         )
     medians = (f"{name} {histogram.percentile(50):,}" for name, histogram in histograms.items())
-    axes.set_title(f"median: {', '.join(medians)}", fontsize=9)
+    axes.set_title(f"median: {', '.join(medians)}" if histograms else "no conversations", fontsize=9)
     axes.set_xlabel(xlabel)
     axes.set_xlim(0, None if end is None else end)
     axes.set_ylim(0, None)

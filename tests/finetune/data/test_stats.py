@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seeklet.finetune.data.check import check_data
+from seeklet.finetune.data.check_plot import draw_check
 from seeklet.finetune.data.rows import Row, Source
+from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.data.stats import TokenStats, draw_stats
 from seeklet.finetune.data.tokenize_rows import TokenRow
 
@@ -75,3 +78,22 @@ def test_a_distant_limit_and_empty_sets_are_not_drawn() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training: 1"]
     assert list(figure.axes[0].lines) == []
     assert draw_stats({"training": stats_of()}, max_tokens=2048).legends[0].get_texts() == []
+
+
+@pytest.mark.parametrize("rows", [[(1, 1, 1)], [(2, 1, 2)] * 3, [(3, 1, 2), (4, 1, 3)], [(300, 9, 2)], []])
+def test_whole_numbers_have_whole_ticks(rows: list[tuple[int, int, int]]) -> None:
+    tokens, turns, _ = draw_stats({"training": stats_of(*rows)}, max_tokens=2048).axes
+    for axes in (tokens, turns):
+        ticks = axes.xaxis.get_major_locator()()
+        assert len(ticks) and all(tick == round(tick) for tick in ticks), ticks
+
+
+@pytest.mark.parametrize("texts", [["Hi"], ["Hi", "Ho", "Hello"], ["x" * 40], ["a" * 9, "b" * 900]])
+def test_whole_numbers_have_whole_ticks_without_a_tokenizer(tmp_path: Path, texts: list[str]) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(f'{{"question": "{text}", "answer": "{text}"}}' for text in texts))
+    figure = draw_check(check_data(DataSettings((str(file),))))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = axis.get_major_locator()()
+            assert len(ticks) and all(tick == round(tick) for tick in ticks), ticks
