@@ -52,6 +52,7 @@ COMMANDS = {
     "train": Command("train_command", "train", "Train a model as a recipe says; --dry-run says what would happen."),
     "evaluate": Command("evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
+    "export-adapter": Command("lora.command", "export_adapter", "Write an adapter as vLLM and SGLang take it."),
 }
 
 HELP = """

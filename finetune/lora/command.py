@@ -1,20 +1,25 @@
-"""`seeklet merge`: an adapter and its base model, made one."""
+"""`seeklet merge` and `seeklet export-adapter`: an adapter for use without PEFT, in its model or beside it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+AdapterArgument = Annotated[Path, typer.Argument(help="The folder of the adapter.", exists=True, file_okay=False)]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="The model the adapter was trained on: a folder or a Hub id. Default: what the adapter says."),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a base on the Hub. Default: what the adapter says.")
+]
+
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter.", exists=True, file_okay=False)],
+    adapter: AdapterArgument,
     out: Annotated[Path, typer.Option(help="Where the merged model goes: a new folder.")],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="The model the adapter was trained on: a folder or a Hub id. Default: what the adapter says."
-        ),
-    ] = None,
+    base: BaseOption = None,
+    revision: RevisionOption = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="What weights are written in; auto takes the base's, bfloat16 for one in fp8."),
@@ -34,5 +39,26 @@ def merge(
 
     from .merge import merge_adapter
 
-    merge_adapter(adapter, out, base, None if dtype == "auto" else getattr(torch, dtype), fp8, overwrite)
+    merge_adapter(adapter, out, base, None if dtype == "auto" else getattr(torch, dtype), fp8, overwrite, revision)
     typer.echo(f"The merged model is in {out}")
+
+
+def export_adapter(
+    adapter: AdapterArgument,
+    out: Annotated[Path, typer.Option(help="Where the adapter goes: a new folder.")],
+    base: BaseOption = None,
+    revision: RevisionOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is in --out.")] = False,
+) -> None:
+    """Write an adapter as vLLM and SGLang take it: a pair of factors for every projection of every expert.
+
+    The numbers are exactly those of the adapter. What no engine can add to a model it serves (a router that was
+    trained, layers saved whole) is refused: merge such an adapter.
+
+        seeklet export-adapter runs/sft_deepseek-v3_chat_8xh200/adapter --out exported/
+    """
+    # Imported here, so that --help and a mistyped option answer at once.
+    from .export import export_per_expert
+
+    export_per_expert(adapter, out, base, overwrite, revision)
+    typer.echo(f"The adapter for serving engines is in {out}")

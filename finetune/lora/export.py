@@ -6,51 +6,60 @@ each.
 """
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from seeklet.modeling.atomic_directory import replaced_directory
+from seeklet.modeling.checkpoint_config import read_index
 
 from ..errors import AdapterError
 from .deltas import PEFT_PREFIX, expert_factors, split_tensors
-from .files import FILES, read_config, read_router_biases, read_tensors
-from .merge import check_out
+from .files import FILES, read_config, read_file, read_router_biases, read_tensors
+from .merge import check_out, find_base
+
+# What is read of the base, where it is on the Hub: of its weights only the files with router biases.
+DESCRIPTION = ("config.json", SAFE_WEIGHTS_INDEX_NAME)
 
 
 def export_per_expert(
-    adapter: str | Path, out: str | Path, base: str | Path | None = None, overwrite: bool = False
+    adapter: str | Path,
+    out: str | Path,
+    base: str | Path | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
 ) -> None:
     """Write `adapter` to the folder `out`, with a tensor for every expert; exact, or not at all.
 
     Args:
         adapter: a folder in PEFT's format.
         out: where to.
-        base: the model the adapter was trained on; default: what the adapter says.
+        base: the model the adapter was trained on, a folder or a name on the Hub; default: what the adapter says.
         overwrite: replace an adapter that is in `out`.
+        revision: of `base`, where that is on the Hub; default: what the adapter says.
 
     Raises:
-        AdapterError: it holds what no engine can add to a model it serves (an adapter of the router, moved router
-            biases, modules saved whole): merge it instead. Or it does not fit its base, or `out` is not empty.
-        OSError: writing fails, or the base is not found.
+        AdapterError: it holds what no engine can add to a model it serves (an adapter of the router or the embedding,
+            moved router biases, modules saved whole): merge it instead. Or it does not fit its base, that is not
+            found, or `out` is not empty.
+        OSError: writing fails.
     """
     adapter, out = Path(adapter), Path(out)
     check_out(out, (adapter,), overwrite)
-    config = read_config(adapter)
-    base = base or config.base_model_name_or_path
-    if base is None:
-        raise AdapterError(f"{adapter} does not say which model it was trained on; name it as base")
-    _check_router_biases(adapter, Path(base))
-    pairs, whole = split_tensors(read_tensors(adapter))
-    unknown = [*whole, *(module for module in pairs if module.endswith(".mlp.gate"))]
-    if unknown:
-        raise AdapterError(f"{adapter}: {unknown[0]} cannot be exported, engines do not take it; merge the adapter")
-    num_experts = getattr(AutoConfig.from_pretrained(base), "n_routed_experts", None)
+    config, stored = read_config(adapter), read_tensors(adapter)
+    pairs, whole = split_tensors(stored)
+    # Of an embedding, engines would take one factor for the other.
+    _check_engines_take_it(adapter, config, pairs, [*whole, *(name for name in stored if ".lora_embedding_" in name)])
+    base, revision = base or config.base_model_name_or_path, revision or config.revision
+    description = find_base(base, revision, adapter, DESCRIPTION)
+    _check_router_biases(adapter, base or description, revision, description)
+    num_experts = getattr(AutoConfig.from_pretrained(description), "n_routed_experts", None)
     tensors = {}
     for module, (a, b) in pairs.items():
         if ".mlp.experts" not in module:
@@ -77,17 +86,28 @@ def _exported_config(config: LoraConfig, pairs: dict[str, tuple[torch.Tensor, to
     return config
 
 
-def _check_router_biases(adapter: Path, base: Path) -> None:
-    biases = read_router_biases(adapter)
-    files = sorted(base.glob("*.safetensors")) if biases else []
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in biases.keys() & set(opened.keys()):
-                if torch.equal(opened.get_tensor(name).float(), biases.pop(name).float()):
-                    continue
+def _check_engines_take_it(adapter: Path, config: LoraConfig, pairs: Iterable[str], others: Iterable[str]) -> None:
+    patterns = [name for name in ("rank_pattern", "alpha_pattern") if getattr(config, name)]
+    routers = [module for module in pairs if module.endswith(".mlp.gate")]
+    for name in (*patterns, *others, *routers):
+        raise AdapterError(f"{adapter}: {name} cannot be exported, engines do not take it; merge the adapter")
+
+
+def _check_router_biases(adapter: Path, base: str | Path, revision: str | None, description: Path) -> None:
+    biases, index = read_router_biases(adapter), description / SAFE_WEIGHTS_INDEX_NAME
+    if not biases:
+        return
+    weight_map = read_index(str(index)) if index.is_file() else dict.fromkeys(biases, SAFE_WEIGHTS_NAME)
+    missing = sorted(biases.keys() - weight_map.keys())
+    if missing:
+        raise AdapterError(f"{adapter}: {missing[0]} is not in {base}; name the model it was trained on with --base")
+    files = {weight_map[name] for name in biases}
+    folder = find_base(base, revision, adapter, sorted(files))
+    for file in sorted(files):
+        names = [name for name in biases if weight_map[name] == file]
+        for name, before in read_file(folder / file, names)[0].items():
+            if not torch.equal(before.float(), biases[name].float()):
                 raise AdapterError(
                     f"{adapter}: {name} was moved in training (bias_update_speed), which an adapter cannot carry to "
                     "an engine; merge it"
                 )
-    if biases:
-        raise AdapterError(f"{adapter} has router biases, and {base}, its base, is not here to compare them with")

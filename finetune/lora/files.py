@@ -6,7 +6,7 @@ model; `router_bias.safetensors` holds each router's `e_score_correction_bias` u
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def load_adapter(
         AdapterError: the folder holds no adapter, or one that does not fit the model or the adapters it has.
     """
     folder = Path(folder)
-    config, tensors, metadata = read_config(folder), *_read(folder / SAFETENSORS_WEIGHTS_NAME)
+    config, tensors, metadata = read_config(folder), *read_file(folder / SAFETENSORS_WEIGHTS_NAME)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     biases = _read_biases(base, folder)
     if isinstance(model, PeftModel) and adapter_name in model.peft_config:
@@ -149,7 +149,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         AdapterError: the file is missing or broken.
     """
-    return _read(folder / SAFETENSORS_WEIGHTS_NAME)[0]
+    return read_file(folder / SAFETENSORS_WEIGHTS_NAME)[0]
 
 
 def read_router_biases(folder: Path) -> dict[str, torch.Tensor]:
@@ -158,7 +158,25 @@ def read_router_biases(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         AdapterError: the file is broken.
     """
-    return _read(folder / BIAS_FILE)[0] if (folder / BIAS_FILE).exists() else {}
+    return read_file(folder / BIAS_FILE)[0] if (folder / BIAS_FILE).exists() else {}
+
+
+def read_file(file: Path, names: Iterable[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return tensors of a safetensors file, all or those of these names, and its metadata.
+
+    Raises:
+        AdapterError: the file is missing or broken, or has no such tensor.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            present = opened.keys()
+            wanted = present if names is None else list(names)
+            missing = [name for name in wanted if name not in present]
+            if missing:
+                raise AdapterError(f"{file}: found no tensor {missing[0]}")
+            return {name: opened.get_tensor(name) for name in wanted}, opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{file}: {error}; expected a safetensors file") from None
 
 
 def _add(model: Any, config: LoraConfig, adapter_name: str, trainable: bool) -> PeftModel:
@@ -172,15 +190,6 @@ def _add(model: Any, config: LoraConfig, adapter_name: str, trainable: bool) -> 
     if trainable:
         model.set_requires_grad(adapter_name)
     return model
-
-
-def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{file}: {error}; expected a safetensors file") from None
 
 
 def _write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Merging: base model plus adapter, written as a whole checkpoint that needs neither PEFT nor seeklet."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 OTHER_FILES = ("chat_template.jinja", "generation_config.json")
+WHOLE_MODEL = ("*.safetensors", "*.json", *TOKENIZER_FILES, *OTHER_FILES)
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 MAX_SHARD_SIZE = "5GB"
 
@@ -86,8 +87,10 @@ def merge_adapter(
         _copy_files(adapter, source, staging)
 
 
-def find_base(base: str | Path | None, revision: str | None, adapter: Path) -> Path:
-    """Return the folder of the base model; one on the Hub is downloaded.
+def find_base(
+    base: str | Path | None, revision: str | None, adapter: Path, patterns: Sequence[str] = WHOLE_MODEL
+) -> Path:
+    """Return the folder of the base model; of one on the Hub, files of these names are downloaded.
 
     Raises:
         AdapterError: there is none, or the adapter does not say which.
@@ -97,9 +100,8 @@ def find_base(base: str | Path | None, revision: str | None, adapter: Path) -> P
     folder = Path(base)
     if folder.is_dir():
         return folder
-    patterns = ["*.safetensors", "*.json", *TOKENIZER_FILES, *OTHER_FILES]
     try:
-        return Path(snapshot_download(str(base), revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(str(base), revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(

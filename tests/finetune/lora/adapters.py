@@ -1,6 +1,7 @@
 """Adapters for tests: every kind of target, weights that are no zeros, and plain PEFT's way of the same."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.modeling.nano import build_ours, draw_tokens
 
 ALL = tuple(PLAIN_TARGETS)
 RANK = 3
+# Runs the command line; returns exit code, output and errors.
+RunHere = Callable[..., tuple[int, str, str]]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 

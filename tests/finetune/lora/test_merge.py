@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausa
 from seeklet.finetune.errors import AdapterError
 from seeklet.finetune.lora.files import save_adapter
 from seeklet.finetune.lora.merge import merge_adapter
-from seeklet.modeling import CheckpointError, SeekletForCausalLM
+from seeklet.modeling import CheckpointError
 from seeklet.modeling.kernels.block_fp8.reference import quantize
 from tests.finetune.lora.adapters import ALL, attached, build, saved_base, tokens
 from tests.modeling.fp8_checkpoint import ODD, write_fp8
@@ -277,37 +275,3 @@ def test_an_adapter_that_does_not_fit_is_refused(made: Path, how: str) -> None:
     with pytest.raises(error, match=message):
         merge_adapter(made / "adapter", made / "merged")
     assert sorted(os.listdir(made)) == ["adapter", "base"]
-
-
-def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "seeklet.finetune", "merge", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
-
-
-def test_the_command(made: Path) -> None:
-    done = run_command(made / "adapter", "--out", made / "merged", "--dtype", "bfloat16")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"The merged model is in {made / 'merged'}\n"
-    merge_adapter(made / "adapter", made / "expected", dtype=torch.bfloat16)
-    assert_same(read(made / "merged"), read(made / "expected"))
-    again = run_command(made / "adapter", "--out", made / "merged")
-    assert again.returncode == 2
-    assert again.stderr.splitlines()[-1] == f"{made / 'merged'} is not empty; allowed: a new folder, or --overwrite"
-    moved = made / "elsewhere"
-    (made / "base").rename(moved)
-    gone = run_command(made / "adapter", "--out", made / "merged", "--overwrite")
-    assert gone.returncode == 2 and "is no folder here and not on the Hub" in gone.stderr
-    assert "Traceback" not in gone.stderr
-    named = run_command(made / "adapter", "--out", made / "merged", "--overwrite", "--base", moved, "--fp8")
-    assert named.returncode == 0, named.stderr
-    assert config_of(made / "merged")["quantization_config"]["quant_method"] == "fp8"
-    assert type(load(made / "merged")) is SeekletForCausalLM
-
-
-@pytest.mark.parametrize(
-    "arguments", [("nowhere", "--out", "x"), ("--out", "x"), (".", "--out", "x", "--dtype", "int8")]
-)
-def test_the_command_says_what_is_wrong(arguments: tuple[str, ...]) -> None:
-    done = run_command(*arguments)
-    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
