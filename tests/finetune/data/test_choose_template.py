@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from seeklet.finetune.data.template import ChatTemplate, choose_template
 from seeklet.finetune.errors import DataError
 from tests.finetune.data.chats import PUBLISHED, SMOLLM2, published, shipped
+from tests.finetune.nano_checkpoints import CHATML, build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,11 @@ def test_a_template_that_cannot_be_run_is_one_error(
     tokenizer.chat_template = text
     with pytest.raises(DataError, match=r"^the tokenizer's chat template.* cannot be run: "):
         choose_template(tokenizer)
+
+
+def test_a_template_that_needs_a_token_the_tokenizer_lacks_is_one_error() -> None:
+    with pytest.raises(DataError, match=r"^data.chat_template: llama-3.1 cannot be run: 'bos_token' is undefined"):
+        choose_template(build_tokenizer(CHATML), "llama-3.1")
 
 
 def test_a_template_may_refuse_conversations_of_other_kinds(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
