@@ -70,6 +70,8 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
                 -100. Reinforcement learning makes its loss of them.
         """
         shift_labels = kwargs.pop("shift_labels", None)
+        # The main layers' own: MTP modules choose their experts themselves.
+        expert_choice = kwargs.pop("expert_choice", None)
         asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
         has_labels = labels is not None or shift_labels is not None
         with_balance = self.training and has_labels and self._has_balance_loss()
@@ -85,6 +87,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
             use_cache=use_cache,
             output_router_logits=asked_router_logits or with_balance,
             output_router_indices=output_expert_load,
+            expert_choice=expert_choice,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
