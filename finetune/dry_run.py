@@ -18,7 +18,7 @@ from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
 from .recipe import Recipe, as_yaml
 from .steps import count_steps
-from .trainer_settings import check_validation, make_trainer_config
+from .trainer_settings import check_validation, complete, make_trainer_config
 from .training_model import freeze_unreached, set_losses
 
 
@@ -30,6 +30,7 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
         DataError: the data cannot be used as the recipe says.
     """
     config = make_trainer_config(recipe, Path(recipe.output.dir))
+    recipe = complete(recipe, config)
     # Before anything is printed: what is wrong with the recipe stands alone then.
     model = build_meta_model(recipe.model)
     set_losses(model, recipe.moe)

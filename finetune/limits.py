@@ -24,7 +24,7 @@ class Range:
 
     def __str__(self) -> str:
         limits = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
-        return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+        return " and ".join(f"{words} {_in_digits(limit)}" for words, limit in limits if limit is not None)
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Pattern:
 
     def __str__(self) -> str:
         return self.meaning
+
+
+def _in_digits(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 POSITIVE = Range(least=1)

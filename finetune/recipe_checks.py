@@ -57,6 +57,11 @@ def _find_evaluation_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str
         yield "evaluation.min_improvement", "has no effect without evaluation.patience"
     if evaluation.lm_eval_limit is not None and not evaluation.lm_eval:
         yield "evaluation.lm_eval_limit", "has no effect without evaluation.lm_eval"
+    if trainer.get("save_strategy") == "best" and not evaluates:
+        yield (
+            "trainer.save_strategy",
+            "best needs evaluations while training; set trainer.eval_strategy to steps or epoch",
+        )
     if trainer.get("load_best_model_at_end"):
         strategies = (trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps"))
         if strategies[0] == "no" or strategies[0] != strategies[1]:

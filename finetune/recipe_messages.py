@@ -71,7 +71,9 @@ def describe(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(map(describe, parts)))
     kind, limits = without_limits(annotation)
     if choices := list_choices(kind):
-        return f"one of {', '.join(map(str, choices))}"
+        # true and false as YAML writes them.
+        names = [str(each).lower() if isinstance(each, bool) else str(each) for each in choices]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     if is_list(kind):
         items = get_args(kind)
         return f"a list, each {describe(items[0])}" if items else "a list"

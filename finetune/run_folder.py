@@ -26,11 +26,17 @@ _HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png", "skipped_rows
 class RunFolder:
     """The paths of a run.
 
-    `runs/<name>/` holds `recipe.yaml` (all of it, defaults included), `metrics.jsonl`, `skipped_rows.jsonl` and
-    `checkpoints/checkpoint-N/`; when training is done also `adapter/` or `model/`, `merged/`, `plots/`, `README.md`.
+    `runs/<name>/` holds `recipe.yaml` (with every default that decides the result), `metrics.jsonl`,
+    `skipped_rows.jsonl` and `checkpoints/checkpoint-N/`; when training is done also `adapter/` or `model/`, `merged/`,
+    `plots/`, `README.md`.
     """
 
     path: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunFolder":
+        """Return the folder of the recipe's run."""
+        return cls(Path(recipe.output.dir).expanduser())
 
     @property
     def recipe(self) -> Path:
@@ -79,7 +85,7 @@ def check_run_folder(recipe: Recipe, resume: bool) -> RunFolder:
         RecipeError: there is something in the folder and the run is not to go on; or it is to go on, and the folder
             holds no run, or one of another recipe.
     """
-    folder = RunFolder(Path(recipe.output.dir).expanduser())
+    folder = RunFolder.of(recipe)
     found = _entries(folder.path)
     if not resume:
         if found:

@@ -30,7 +30,7 @@ from .progress import training_progress
 from .recipe import Recipe, as_yaml
 from .run_folder import RunFolder, check_run_folder, locked
 from .sft_trainer import SeekletSFTTrainer
-from .trainer_settings import check_validation, make_trainer_config
+from .trainer_settings import check_validation, complete, make_trainer_config
 from .training_model import build_training_model, check_tokens, find_seeklet, mtp_mode
 
 # A Jinja comment trims white space as the marker does that it stands for.
@@ -74,8 +74,10 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         TrainingError: training had to stop; says why, and where it can go on from.
         KeyboardInterrupt: after saying where the run can go on from.
     """
-    folder = check_run_folder(recipe, resume)
+    folder = RunFolder.of(recipe)
     config = make_trainer_config(recipe, folder.checkpoints)
+    recipe = complete(recipe, config)
+    check_run_folder(recipe, resume)
     if config.n_gpu > 1 and recipe.model.device_map is None:
         # Trainer would wrap the model in DataParallel, whose replicas count no expert load and share no loss.
         raise RecipeError(

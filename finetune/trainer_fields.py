@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from .limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from .recipe_fields import INVALID, FieldReader
-from .recipe_messages import alternatives, say_unknown_key
+from .recipe_messages import alternatives, is_mapping, say_unknown_key
 from .recipe_yaml import Setting
 
 # Import path of the config class whose fields a stage's `trainer:` section takes.
@@ -18,6 +18,7 @@ CONFIG_CLASSES = {"sft": ("trl", "SFTConfig")}
 
 _HUB = "is not set while training: the result is published afterwards, when it has been looked at"
 _CHECKPOINTS = "is set by seeklet, whose checkpoints resume bit by bit"
+_LAUNCH = "belongs to accelerate's own file: accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml"
 # Fields that exist and would contradict the rest of the recipe or of the command.
 SET_BY_SEEKLET = {
     "output_dir": "belongs to output.dir",
@@ -36,6 +37,7 @@ SET_BY_SEEKLET = {
     "remove_unused_columns": "is set by seeklet, which prepares the data",
     "label_names": "is set by seeklet, which prepares the data",
     "length_column_name": "is set by seeklet, which prepares the data",
+    "pad_to_multiple_of": "is set by seeklet, which pads a batch to its longest row",
     "eos_token": "is the tokenizer's; data.chat_template says how a turn ends",
     "pad_token": "is the tokenizer's",
     "model_init_kwargs": "belongs to the keys of model",
@@ -50,6 +52,10 @@ SET_BY_SEEKLET = {
     "do_eval": "belongs to the command line: seeklet evaluate RECIPE",
     "do_predict": "belongs to the command line: seeklet evaluate RECIPE",
     "local_rank": "is set by accelerate launch",
+    "fsdp": _LAUNCH,
+    "fsdp_config": _LAUNCH,
+    "deepspeed": _LAUNCH,
+    "parallelism_config": _LAUNCH,
     "ignore_data_skip": _CHECKPOINTS,
     "save_only_model": _CHECKPOINTS,
     "restore_callback_states_from_checkpoint": _CHECKPOINTS,
@@ -99,15 +105,20 @@ MOVED = {
 }
 
 
+# What progress bars, samplers and seeds take; far more than anyone means.
+_COUNT = Range(least=1, most=2**31 - 1)
+_SEED = Range(least=0, most=2**32 - 1)
+
+
 class Narrowed(TypedDict, total=False):
     """Fields whose annotation in TRL allows more than makes sense."""
 
     learning_rate: Annotated[float, ABOVE_ZERO]
-    num_train_epochs: Annotated[float, ABOVE_ZERO]
-    max_steps: Literal[-1] | Annotated[int, POSITIVE]
-    per_device_train_batch_size: Annotated[int, POSITIVE]
-    per_device_eval_batch_size: Annotated[int, POSITIVE]
-    gradient_accumulation_steps: Annotated[int, POSITIVE]
+    num_train_epochs: Annotated[float, Range(above=0, most=10**6)]
+    max_steps: Literal[-1] | Annotated[int, _COUNT]
+    per_device_train_batch_size: Annotated[int, _COUNT]
+    per_device_eval_batch_size: Annotated[int, _COUNT]
+    gradient_accumulation_steps: Annotated[int, _COUNT]
     warmup_steps: Annotated[float, NOT_NEGATIVE]
     weight_decay: Annotated[float, NOT_NEGATIVE]
     max_grad_norm: Annotated[float, NOT_NEGATIVE]
@@ -119,9 +130,18 @@ class Narrowed(TypedDict, total=False):
     save_steps: Annotated[float, ABOVE_ZERO]
     eval_steps: Annotated[float, ABOVE_ZERO] | None
     save_total_limit: Annotated[int, POSITIVE] | None
-    dataloader_num_workers: Annotated[int, NOT_NEGATIVE]
-    seed: Annotated[int, Range(least=0, below=2**32)]
-    data_seed: Annotated[int, Range(least=0, below=2**32)] | None
+    dataloader_num_workers: Annotated[int, Range(least=0, most=1024)]
+    dataloader_prefetch_factor: Annotated[int, _COUNT] | None
+    eval_accumulation_steps: Annotated[int, _COUNT] | None
+    torch_compile_backend: Literal["inductor", "eager", "aot_eager", "cudagraphs"] | None
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] | None
+    neftune_noise_alpha: Annotated[float, NOT_NEGATIVE] | None
+    torch_empty_cache_steps: Annotated[int, _COUNT] | None
+    # The one figure of an evaluation while training that says how good a model is; less is better.
+    metric_for_best_model: Literal["loss", "eval_loss"] | None
+    greater_is_better: Literal[False] | None
+    seed: Annotated[int, _SEED]
+    data_seed: Annotated[int, _SEED] | None
 
 
 def read_trainer(reader: FieldReader, setting: Setting, stage: str) -> dict[str, Any] | Any:
@@ -160,7 +180,7 @@ def _list_choices(field: dataclasses.Field, hint: Any) -> Any:
     if choices := field.metadata.get("choices"):
         literal: Any = Literal[tuple(choices)]
         return literal | None if field.default is None else literal
-    # "SchedulerType | str" means one of its names, not any text.
+    # "SchedulerType | str" means one of its names, not any text; "dict | str" means a section, or one in another file.
     parts = alternatives(hint)
-    enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]
-    return reduce(or_, [part for part in parts if part is not str]) if enums else hint
+    narrower = any((isinstance(part, type) and issubclass(part, Enum)) or is_mapping(part) for part in parts)
+    return reduce(or_, [part for part in parts if part is not str]) if narrower else hint

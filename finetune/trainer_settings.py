@@ -1,10 +1,17 @@
 """TRL's config for a run: what the recipe says, what seeklet sets, and defaults that fit the machine."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
+from transformers import SchedulerType, Trainer, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from .errors import RecipeError
@@ -20,8 +27,39 @@ FIXED: dict[str, Any] = {
     # Progress is ours. A loss that is not a number must be seen.
     "disable_tqdm": True,
 }
-# Packages of this very name, without which transformers stops where training begins.
-REPORTERS = ("trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab")
+# Optimizers that take the model apart themselves, and whose state is not, or not only, in the optimizer.
+BESIDE_CHECKPOINTS = ("galore", "apollo", "lomo", "adalomo")
+# What decides the result, or how the run goes: shown and recorded also where the recipe leaves it to TRL.
+DECISIVE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+    "train_sampling_strategy",
+    "seed",
+    "use_cpu",
+    "eval_strategy",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "logging_steps",
+    "report_to",
+)
 # How many checkpoints stay where the recipe does not say: the last one and the one before it or the best.
 SAVE_TOTAL_LIMIT = 2
 
@@ -35,9 +73,20 @@ def make_trainer_config(recipe: Recipe, checkpoints: Path) -> SFTConfig:
     given = dict(recipe.trainer)
     _check(given)
     try:
-        return SFTConfig(output_dir=str(checkpoints), **default_settings(recipe) | given | FIXED)
-    except (ValueError, ImportError) as error:
-        raise RecipeError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        config = SFTConfig(output_dir=str(checkpoints), **default_settings(recipe) | given | FIXED)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"trainer: {_first_line(error)}") from error
+    _check_optimizer(config)
+    _check_scheduler(config)
+    return config
+
+
+def complete(recipe: Recipe, config: SFTConfig) -> Recipe:
+    """Return the recipe with all that is decisive in its trainer section, as `make_trainer_config` has settled it."""
+    settled = {name: getattr(config, name) for name in DECISIVE}
+    # As a recipe writes it: the value of an Enum, and one name for no reporters.
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in settled.items()}
+    return replace(recipe, trainer=plain | {"report_to": plain["report_to"] or "none"} | dict(recipe.trainer))
 
 
 def default_settings(recipe: Recipe) -> dict[str, Any]:
@@ -47,7 +96,7 @@ def default_settings(recipe: Recipe) -> dict[str, Any]:
     checkpoint.
     """
     given = recipe.trainer
-    on_gpu = torch.cuda.is_available() and not given.get("use_cpu", False)
+    on_gpu = _is_on_gpu(given)
     checkpointing = given.get("gradient_checkpointing", on_gpu)
     return {
         "bf16": on_gpu and not given.get("fp16", False) and torch.cuda.is_bf16_supported(),
@@ -57,6 +106,7 @@ def default_settings(recipe: Recipe) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "logging_first_step": True,
         "save_total_limit": SAVE_TOTAL_LIMIT,
+        "metric_for_best_model": "loss" if given.get("save_strategy") == "best" else None,
         "load_best_model_at_end": _saves_after_each_evaluation(given),
         "report_to": ["trackio"] if find_spec("trackio") else "none",
         "project": "seeklet",
@@ -65,7 +115,11 @@ def default_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _saves_after_each_evaluation(given: dict[str, Any] | Any) -> bool:
+def _is_on_gpu(given: Mapping[str, Any]) -> bool:
+    return torch.cuda.is_available() and not given.get("use_cpu", False)
+
+
+def _saves_after_each_evaluation(given: Mapping[str, Any]) -> bool:
     """Return whether there is a checkpoint of each evaluated step, so that the best can be had again at the end."""
     strategy = given.get("eval_strategy", "no")
     if strategy == "no" or strategy != given.get("save_strategy", "steps"):
@@ -87,7 +141,7 @@ def check_validation(recipe: Recipe, num_held_out: int) -> None:
         )
 
 
-def _check(given: dict[str, Any]) -> None:
+def _check(given: Mapping[str, Any]) -> None:
     if given.get("label_smoothing_factor"):
         raise RecipeError(
             f"trainer.label_smoothing_factor is {given['label_smoothing_factor']}; allowed: 0, since the loss is "
@@ -95,7 +149,58 @@ def _check(given: dict[str, Any]) -> None:
         )
     if given.get("logging_nan_inf_filter"):
         raise RecipeError("trainer.logging_nan_inf_filter is true; allowed: false, a loss that is no number must show")
-    reporters = given.get("report_to") or ()
-    for name in [reporters] if isinstance(reporters, str) else reporters:
-        if name in REPORTERS and find_spec(name) is None:
-            raise RecipeError(f"trainer.report_to is {name}, which is not installed: pip install {name}, or set none")
+    if given.get("activation_offloading") and not _is_on_gpu(given):
+        raise RecipeError("trainer.activation_offloading is true, which moves them off a GPU; allowed on a CPU: false")
+    for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+        if given.get(name) and not given.get("dataloader_num_workers"):
+            raise RecipeError(
+                f"trainer.{name} is {given[name]}, but no process loads data; set trainer.dataloader_num_workers"
+            )
+    _check_reporters(given.get("report_to") or ())
+
+
+def _check_reporters(given: str | Sequence[str]) -> None:
+    known, here = sorted(INTEGRATION_TO_CALLBACK), sorted(get_available_reporting_integrations())
+    for name in [given] if isinstance(given, str) else given:
+        if name in ("none", "all", *here):
+            continue
+        if name not in known:
+            raise RecipeError(f"trainer.report_to is {name}; allowed: none, {', '.join(known)}")
+        raise RecipeError(
+            f"trainer.report_to is {name}, which is not installed; allowed here: {', '.join(['none', *here])}"
+        )
+
+
+def _check_optimizer(config: SFTConfig) -> None:
+    """Make the optimizer, of a model of one weight: what is not installed and what it does not take shows here."""
+    name = OptimizerNames(config.optim).value
+    if name.startswith(BESIDE_CHECKPOINTS):
+        raise RecipeError(
+            f"trainer.optim is {name}; allowed: optimizers whose whole state is in the checkpoints, which GaLore, "
+            "APOLLO and LOMO have not"
+        )
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
+        kind([nn.Parameter(torch.zeros(1))], **options)
+    except ImportError as error:
+        raise RecipeError(f"trainer.optim is {name}, which is not installed: {_first_line(error)}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        given = f" with optim_args {config.optim_args}" if config.optim_args else ""
+        raise RecipeError(f"trainer.optim is {name}{given}, which cannot be made: {_first_line(error)}") from error
+
+
+def _check_scheduler(config: SFTConfig) -> None:
+    """Make the schedule of the learning rate, for an optimizer of one weight."""
+    name, given = SchedulerType(config.lr_scheduler_type).value, config.lr_scheduler_kwargs
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    try:
+        get_scheduler(name, optimizer, config.get_warmup_steps(10), 10, cast("dict[str, Any] | None", given))
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"trainer.lr_scheduler_type is {name} with lr_scheduler_kwargs {given or 'not set'}, which cannot be made: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -70,7 +70,7 @@ def test_shortest_recipe(folder: Path) -> None:
         ("trainer.run_name=no", "no"),
         ("trainer.run_name=12:30:45", "12:30:45"),
         ("trainer.run_name=a=b", "a=b"),
-        ("trainer.save_strategy=best", "best"),
+        ("trainer.save_strategy=epoch", "epoch"),
         ("trainer.eval_strategy=no", "no"),
     ],
 )

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from seeklet.finetune.cli import main
-from tests.finetune.recipe_mistakes import BOMB, EDITS, FILES, OVERRIDES, RECIPE
+from tests.finetune.recipe_contradictions import CONTRADICTIONS
+from tests.finetune.recipe_mistakes import EDITS, RECIPE
+from tests.finetune.yaml_mistakes import BOMB, FILES, OVERRIDES, SYNTAX
 
 Run = Callable[..., tuple[int, list[str]]]
+MISTAKES = EDITS | CONTRADICTIONS | SYNTAX
 
 
 @pytest.fixture
@@ -38,9 +41,8 @@ def replace_once(old: str, new: str) -> str:
     return RECIPE.replace(old, new)
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_mistake_in_a_recipe(name: str, run: Run) -> None:
-    old, new, expected = EDITS[name]
+@pytest.mark.parametrize(("old", "new", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_in_a_recipe(old: str, new: str, expected: str | list[str], run: Run) -> None:
     assert run(replace_once(old, new)) == (2, [expected] if isinstance(expected, str) else expected)
 
 
@@ -69,7 +71,7 @@ def test_every_problem_is_told_at_once_and_in_the_order_of_the_file(run: Run) ->
     assert run(recipe, "output.dri=x") == (
         2,
         [
-            'r.yaml:2: stage: expected one of sft, got "rl"',
+            'r.yaml:2: stage: expected sft, got "rl"',
             "r.yaml:12: adapter.rnak: unknown key; nearest: rank",
             "override 'output.dri=x': output.dri: unknown key; nearest: dir",
         ],

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from seeklet.finetune.errors import RecipeError
-from seeklet.finetune.trainer_settings import check_validation, default_settings, make_trainer_config
+from seeklet.finetune.trainer_settings import (
+    DECISIVE,
+    check_validation,
+    complete,
+    default_settings,
+    make_trainer_config,
+)
 from tests.finetune.test_run_folder import make_recipe
 
 
@@ -43,6 +49,18 @@ def test_the_recipe_has_the_last_word(tmp_path: Path) -> None:
     assert config.gradient_checkpointing_kwargs == {"use_reentrant": False}
 
 
+def test_a_complete_recipe_says_what_it_left_to_others(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path / "run", trainer={"learning_rate": 3, "use_cpu": True, "eval_strategy": "epoch"})
+    config = make_trainer_config(recipe, tmp_path)
+    whole = complete(recipe, config)
+    assert whole.trainer.keys() == set(DECISIVE)
+    said = {"learning_rate": 3, "eval_strategy": "epoch", "lr_scheduler_type": "linear", "report_to": "none"}
+    assert whole.trainer.items() >= (said | {"max_grad_norm": 1.0, "bf16": False, "save_total_limit": 2}).items()
+    again = make_trainer_config(whole, tmp_path)
+    assert {**again.to_dict(), "logging_dir": ""} == {**config.to_dict(), "logging_dir": ""}
+    assert complete(whole, again) == whole
+
+
 @pytest.mark.parametrize(
     ("trainer", "best"),
     [
@@ -68,9 +86,34 @@ def test_the_best_model_is_the_result_where_every_evaluated_step_is_saved(
     [
         ({"label_smoothing_factor": 0.1}, r"trainer\.label_smoothing_factor is 0\.1; allowed: 0"),
         ({"logging_nan_inf_filter": True}, "a loss that is no number must show"),
-        ({"report_to": "clearml"}, r"trainer\.report_to is clearml, which is not installed: pip install clearml"),
+        ({"report_to": "clearml"}, r"trainer\.report_to is clearml, which is not installed; allowed here: none"),
+        ({"report_to": ["none", "pigeon"]}, r"trainer\.report_to is pigeon; allowed: none, azure_ml, "),
+        ({"accelerator_config": {"a": 1}}, r"^trainer: AcceleratorConfig.* unexpected keyword argument 'a'$"),
+        (
+            {"dataloader_persistent_workers": True},
+            r"_workers is True, .*; set trainer\.dataloader_num_workers",
+        ),
+        (
+            {"activation_offloading": True, "use_cpu": True},
+            r"offloading is true, .*; allowed on a CPU: false",
+        ),
         # What transformers finds by itself, in the words of the recipe.
         ({"save_steps": 2.5, "use_cpu": True}, r"^trainer: --save_steps must be an integer if bigger than 1: 2\.5$"),
+        ({"optim": "grokadamw"}, r"^trainer\.optim is grokadamw, which cannot be made: Please install grokadamw"),
+        (
+            {"optim": "schedule_free_sgd"},
+            r"^trainer\.optim is schedule_free_sgd, which is not installed: .*schedulefree",
+        ),
+        ({"optim": "lomo"}, r"^trainer\.optim is lomo; allowed: optimizers whose whole state is in the checkpoints"),
+        ({"optim_args": "fast"}, r"^trainer\.optim is adamw_torch_fused with optim_args fast, which cannot be made"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            r"^trainer\.lr_scheduler_type is cosine_with_min_lr with lr_scheduler_kwargs not set, .*: One of min_lr or",
+        ),
+        (
+            {"lr_scheduler_kwargs": {"cycles": 2}},
+            r"lr_scheduler_type is linear with lr_scheduler_kwargs \{'cycles': 2\}, .*unexpected keyword",
+        ),
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "use_cpu": True}, "^trainer: .*requires an eval strategy$"),
     ],
 )
