@@ -42,7 +42,7 @@ def check(near_duplicates: bool, scan: bool) -> Callable[[str], int]:
         from seeklet.finetune.data.check import check_data
         from seeklet.finetune.data.settings import DataSettings
 
-        report = check_data(DataSettings(train=(path,), near_duplicates=near_duplicates, scan=scan))
+        report = check_data(DataSettings(train=(path,), scan=scan), near_duplicates=near_duplicates)
         assert report.num_errors == 0
         return report.counts.rows
 

@@ -6,6 +6,7 @@ nothing here is imported from the rest of seeklet before it is needed.
 """
 
 import importlib
+import io
 import os
 import sys
 from importlib import metadata
@@ -51,6 +52,7 @@ COMMANDS = {
     "data": Command("data.command", "app", "Look at training data before a model does: seeklet data check FILE."),
     "train": Command("train_command", "train", "Train a model as a recipe says; --dry-run says what would happen."),
     "evaluate": Command("evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
+    "chat": Command("chat_command", "chat", "Talk to a model or an adapter in the terminal; its reasoning is visible."),
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
     "export-adapter": Command("lora.command", "export_adapter", "Write an adapter as vLLM and SGLang take it."),
 }
@@ -67,6 +69,8 @@ A first run, from a file of questions and answers to a model that answers them:
     seeklet train recipes/sft_smollm2-135m_support_cpu.yaml data.train=support.jsonl
 
     seeklet evaluate recipes/sft_smollm2-135m_support_cpu.yaml data.train=support.jsonl
+
+    seeklet chat runs/sft_smollm2-135m_support_cpu/adapter
 
 On several GPUs: accelerate launch -m seeklet.finetune train RECIPE. Each command has its own --help.
 """
@@ -99,6 +103,10 @@ def build_app(arguments: list[str]) -> typer.Typer:
 def main() -> NoReturn:
     """Run the command line and exit: 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows ASCII only shows other characters as escapes, which beats a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         build_app(arguments)(args=arguments, prog_name="seeklet")
     except KeyboardInterrupt:

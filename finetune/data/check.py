@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .counts import Counts
-from .formats import in_file
+from .field_names import FieldNames
 from .layouts import Layout
 from .lines import Advance
 from .problems import Flaw, ProblemList, Severity
@@ -71,17 +71,23 @@ class CheckReport:
 
 
 def check_data(
-    settings: DataSettings, tokens: "TokenCheck | None" = None, *, advance: Advance = lambda _: None, per_kind: int = 20
+    settings: DataSettings,
+    tokens: "TokenCheck | None" = None,
+    *,
+    near_duplicates: bool | None = None,
+    advance: Advance = lambda _: None,
+    per_kind: int = 20,
 ) -> CheckReport:
     """Read all files of `settings`, and return what they hold and every problem with them.
 
-    With `tokens`, lengths and special tokens are checked by a tokenizer. Keeps the first `per_kind` problems of each
-    kind. `advance` is told of bytes read.
+    With `tokens`, lengths and special tokens are checked by a tokenizer. Near-duplicates are looked for among the first
+    200,000 rows; with `near_duplicates` given among all, or none. Keeps the first `per_kind` problems of each kind.
+    `advance` is told of bytes read.
 
     Raises:
         DataError: `settings.columns` do not fit `settings.format`.
     """
-    check = _Check(settings, tokens, per_kind)
+    check = _Check(settings, tokens, near_duplicates, per_kind)
     for file in range(len(check.files)):
         check.read(file, advance)
     return check.report()
@@ -90,7 +96,7 @@ def check_data(
 class _Check:
     """Passes every row to everything that looks at rows."""
 
-    def __init__(self, settings: DataSettings, tokens: "TokenCheck | None", per_kind: int):
+    def __init__(self, settings: DataSettings, tokens: "TokenCheck | None", near: bool | None, per_kind: int):
         validation = settings.validation if isinstance(settings.validation, tuple) else ()
         names = (*settings.train, *validation)
         self.files = [FileReport(name, index >= len(settings.train)) for index, name in enumerate(names)]
@@ -98,9 +104,10 @@ class _Check:
         self._settings = replace(settings, system=None)
         self._tokens = tokens
         self._problems = ProblemList(per_kind)
+        self._names = FieldNames()
         self._counts = Counts()
         severity = "error" if settings.on_duplicate == "error" else "warning"
-        self._repeated = RepeatedRows(names, len(settings.train), settings.near_duplicates, severity)
+        self._repeated = RepeatedRows(names, len(settings.train), near, severity)
         self._secret_severity: Severity = "error" if settings.on_secret == "error" else "warning"
         self._started = time.perf_counter()
 
@@ -110,7 +117,12 @@ class _Check:
         bad = Source("")
         scan = self._settings.scan
         waiting: list[Row] = []
-        for item in read(self._settings, [file.name], advance, lambda _, layout: file.layouts.append(layout)):
+
+        def layout_seen(name: str, layout: Layout) -> None:
+            file.layouts.append(layout)
+            self._names.seen(name, layout)
+
+        for item in read(self._settings, [file.name], advance, layout_seen):
             if isinstance(item, Row):
                 file.rows += 1
                 self._counts.add(item)
@@ -137,13 +149,10 @@ class _Check:
         return CheckReport(self.files, self._counts, self._problems, near, self._settings.scan, self._tokens, seconds)
 
     def _scan(self, row: Row, file: FileReport) -> None:
-        findings = scan_row(row)
-        if findings:
-            # The place only: a report with the secret in it would be one more place to keep it from.
-            message = "holds what looks like {0.kind}, from character {0.start} to {0.end}"
-            severity = self._secret_severity
-            flaws = [Flaw(name, message.format(found), found.kind, severity) for name, found in findings]
-            self._add(flaws, row, file)
+        if findings := scan_row(row):
+            self._add(
+                [Flaw(name, str(found), found.kind, self._secret_severity) for name, found in findings], row, file
+            )
 
     def _check_tokens(self, rows: list[Row], file: FileReport) -> None:
         """Check `rows` by the tokenizer, and empty the list."""
@@ -157,6 +166,4 @@ class _Check:
         """Add what was found in a converted row, by the names of the file."""
         file.bad_rows += any(flaw.severity == "error" for flaw in flaws)
         for flaw in flaws:
-            roles = [message["role"] for message in row.messages]
-            name = in_file(file.layouts[0].shape, file.columns, roles, flaw.field)
-            self._problems.add(flaw._replace(field=name).at(row.source))
+            self._problems.add(flaw._replace(field=self._names.of(row, flaw.field)).at(row.source))

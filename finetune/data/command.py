@@ -4,12 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DataError
 from .lines import Advance
+
+if TYPE_CHECKING:
+    from .check import CheckReport
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -19,55 +22,68 @@ def data() -> None:
     """Look at training data before a model does."""
 
 
+_Files = Annotated[
+    list[str],
+    typer.Argument(help=".jsonl, .json, .csv, .tsv, .parquet files, or hub:owner/name[/config][@revision][:split]."),
+]
+_Format = Annotated[
+    str, typer.Option(help="messages, prompt_completion, sharegpt, alpaca or question_answer; auto goes by the keys.")
+]
+_Columns = Annotated[
+    str, typer.Option(help="Your names for the columns of the shape, such as question=Q,answer=A.", metavar="NAMES")
+]
+_Validation = Annotated[
+    list[str] | None,
+    typer.Option(help="A validation file: checked, also for what it shares with training. Can be repeated."),
+]
+_Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="A model's folder or Hub id: counts tokens, and finds over-long rows and special tokens."),
+]
+_ChatTemplate = Annotated[
+    str | None, typer.Option(help="A template of seeklet's by name, or a .jinja file, for --tokenizer to use.")
+]
+_MaxTokens = Annotated[
+    int | None, typer.Option(min=2, help="The longest row allowed, 2048 if not given; needs --tokenizer.")
+]
+_NearDuplicates = Annotated[
+    bool | None,
+    typer.Option(
+        "--near-duplicates/--no-near-duplicates",
+        help="Look for rows that are nearly the same; by default among the first 200,000. Takes 400 bytes a row.",
+    ),
+]
+_Scan = Annotated[bool, typer.Option(help="Look for secrets and personal data.")]
+_Show = Annotated[int, typer.Option(min=0, help="Problems of each kind to show; the rest are counted.")]
+_Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the report as JSON too.", metavar="FILE", dir_okay=False)
+]
+_Plot = Annotated[
+    Path | None,
+    typer.Option(help="Draw lengths and turns, as PNG or what FILE ends in.", metavar="FILE", dir_okay=False),
+]
+
+
 @app.command()
 def check(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            help=".jsonl, .json, .csv, .tsv, .parquet files, or hub:owner/name[/config][@revision][:split]."
-        ),
-    ],
-    format: Annotated[
-        str,
-        typer.Option(help="messages, prompt_completion, sharegpt, alpaca or question_answer; auto goes by the keys."),
-    ] = "auto",
-    columns: Annotated[
-        str, typer.Option(help="Your names for the columns of the shape, such as question=Q,answer=A.", metavar="NAMES")
-    ] = "",
-    validation: Annotated[
-        list[str] | None,
-        typer.Option(help="A validation file: checked, also for what it shares with training. Can be repeated."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A model's folder or Hub id: counts tokens, and finds over-long rows and special tokens."),
-    ] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="A template of seeklet's by name, or a .jinja file, for --tokenizer to use.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="The longest row allowed; needs --tokenizer.")] = 2048,
-    near_duplicates: Annotated[
-        bool | None,
-        typer.Option(
-            "--near-duplicates/--no-near-duplicates",
-            help="Look for rows that are nearly the same; by default among the first 200,000. Takes 400 bytes a row.",
-        ),
-    ] = None,
-    scan: Annotated[bool, typer.Option(help="Look for secrets and personal data; costs up to half the speed.")] = True,
-    show: Annotated[int, typer.Option(min=0, help="Problems of each kind to show; the rest are counted.")] = 20,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the report as JSON too.", metavar="FILE", dir_okay=False)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw lengths and turns as PNG.", metavar="FILE", dir_okay=False)
-    ] = None,
+    files: _Files,
+    format: _Format = "auto",
+    columns: _Columns = "",
+    validation: _Validation = None,
+    tokenizer: _Tokenizer = None,
+    chat_template: _ChatTemplate = None,
+    max_tokens: _MaxTokens = None,
+    near_duplicates: _NearDuplicates = None,
+    scan: _Scan = True,
+    show: _Show = 20,
+    json_out: _Json = None,
+    plot: _Plot = None,
 ) -> None:
     """Say what is in training data and everything that is wrong with it, line by line.
 
     Ends with code 0 when the data is fit for training (there may be warnings), with 2 when there are errors.
 
-    Files of any size are read row by row. Without --tokenizer and with --no-scan and --no-near-duplicates, more than
-    50,000 chat rows a second are checked on one core; tokenising takes about a second for 2,000 rows.
+    Files of any size are read row by row; tokenising takes about a second for 2,000 rows.
 
         seeklet data check support.jsonl
 
@@ -79,31 +95,55 @@ def check(
     from .check import check_data
     from .read import size_in_bytes
     from .settings import DataSettings
-    from .summary import as_json, print_report
+    from .summary import print_report
 
     settings = DataSettings(
         train=tuple(files),
         validation=tuple(validation or ()),
         format=format,  # pyright: ignore[reportArgumentType] checked by DataSettings
         columns=_parsed_columns(columns),
-        chat_template=chat_template,
-        max_tokens=max_tokens,
-        near_duplicates=near_duplicates,
         scan=scan,
+        **_for_tokenizer(tokenizer, chat_template=chat_template, max_tokens=max_tokens),
     )
-    for path in filter(None, (json_out, plot)):
-        # Said now, not after an hour of reading.
-        if not path.parent.is_dir():
-            raise DataError(f"{path}: there is no folder {path.parent}")
+    _check_outputs(json_out, plot)
     tokens = None
     if tokenizer:
         from .token_check import load_token_check
 
         tokens = load_token_check(tokenizer, settings)
     with reading_progress(size_in_bytes([*files, *(validation or ())])) as advance:
-        report = check_data(settings, tokens, advance=advance, per_kind=show)
+        report = check_data(settings, tokens, near_duplicates=near_duplicates, advance=advance, per_kind=show)
     print_report(report, Console())
+    _write(report, json_out, plot)
+    raise typer.Exit(2 if report.num_errors else 0)
+
+
+def _for_tokenizer(tokenizer: str | None, **options: Any) -> dict[str, Any]:
+    """Return the options that are given, which without a tokenizer nothing would read."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and tokenizer is None:
+        names = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise DataError(f"{names}: needs --tokenizer, without which nothing is tokenised")
+    return given
+
+
+def _check_outputs(json_out: Path | None, plot: Path | None) -> None:
+    """Refuse now, not after an hour of reading, what could not be written then."""
+    for path in filter(None, (json_out, plot)):
+        if not path.parent.is_dir():
+            raise DataError(f"{path}: there is no folder {path.parent}")
+    if plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = FigureCanvasBase.get_supported_filetypes()
+        if plot.suffix and plot.suffix[1:].lower() not in known:
+            raise DataError(f'--plot {plot}: has the ending "{plot.suffix}"; allowed: {", ".join(sorted(known))}')
+
+
+def _write(report: "CheckReport", json_out: Path | None, plot: Path | None) -> None:
     if json_out:
+        from .summary import as_json
+
         text = json.dumps(as_json(report), indent=2, ensure_ascii=False) + "\n"
         # File names need not be UTF-8; what is not becomes an escape that JSON knows.
         json_out.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -111,7 +151,6 @@ def check(
         from .check_plot import draw_check
 
         draw_check(report).savefig(plot)
-    raise typer.Exit(2 if report.num_errors else 0)
 
 
 @contextmanager

@@ -10,6 +10,10 @@ class Finding(NamedTuple):
     start: int
     end: int
 
+    def __str__(self) -> str:
+        # The place only: a report with the secret in it would be one more place to keep it from.
+        return f"holds what looks like {self.kind} (characters {self.start + 1} to {self.end})"
+
     @property
     def placeholder(self) -> str:
         """What stands in its place after redaction: `[EMAIL]` for an e-mail address."""

@@ -1,17 +1,19 @@
 """The shapes that rows come in: found by their keys, and one pure converter for each from record to messages."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
+from .order import CALL
 from .rows import ROLES
 from .wording import listed
 
 # Names the part of the row, as the file spells it, that became key `key` of message `index`.
 FieldName = Callable[[int, str], str]
+# Says what the row calls the role of each message, and what such a file calls ours.
+RoleNames = Callable[[], tuple[list[str], Mapping[str, str]]]
 
 
 class Column(NamedTuple):
@@ -28,8 +30,9 @@ class Draft(NamedTuple):
     messages: Any
     tools: Any
     field: FieldName
-    # What the file may call the roles.
+    # What the file may call the roles; and what it does, where that is not as we do.
     roles: tuple[str, ...] = ROLES
+    role_names: RoleNames | None = None
 
 
 # The first shape all of whose required columns are there is the one.
@@ -70,13 +73,7 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
     "function_call": "assistant",
 }
-
-# Which columns of plain question-and-answer shapes a role's text is from.
-_SPOKEN_IN = {
-    "system": ("system",),
-    "user": ("context", "instruction", "input", "question"),
-    "assistant": ("output", "answer"),
-}
+_SHAREGPT_NAMES = {"user": "human", "assistant": "gpt", "tool": "observation", CALL: "function_call"}
 
 # From our name of a column to the file's.
 Columns = Mapping[str, str]
@@ -102,7 +99,18 @@ def _from_sharegpt(columns: Columns, record: Mapping[str, Any]) -> Draft:
     first = [{"role": "system", "content": system}] if system else []
     messages = first + [_sharegpt_turn(turn) for turn in turns]
     field = partial(_in_conversation, name, columns.get("system", ""), len(first), turns)
-    return Draft(messages, tools, field, (*ROLES, "human", "gpt"))
+    return Draft(
+        messages, tools, field, (*ROLES, "human", "gpt"), partial(_sharegpt_names, messages, len(first), turns)
+    )
+
+
+def _sharegpt_names(messages: list[Any], num_before: int, turns: list[Any]) -> tuple[list[str], Mapping[str, str]]:
+    said = [turn.get("from", turn.get("role")) if type(turn) is dict else None for turn in turns]
+    names = [name if isinstance(name, str) else "" for name in said]
+    ours = [message.get("role") if type(message) is dict else None for message in messages[num_before:]]
+    # Plain assistant turns: one that calls a tool has a name of its own.
+    used = {role: name for role, name in zip(ours, names, strict=True) if role in ROLES and name != "function_call"}
+    return ["system"] * num_before + names, _SHAREGPT_NAMES | used
 
 
 def _sharegpt_turn(turn: Any) -> Any:
@@ -213,27 +221,3 @@ def known_shapes() -> str:
 def shown_columns(columns: Columns) -> str:
     """Return the file's names for the columns that are used, in words."""
     return listed(columns.values())
-
-
-def in_file(shape: str, columns: Columns, roles: Sequence[str], field: str) -> str:
-    """Return how the file spells `field`, such as `messages[1].content`, of a converted row with these roles.
-
-    >>> in_file("question_answer", {"question": "Q", "answer": "A"}, ("user", "assistant"), "messages[1].content")
-    'A'
-    """
-    match = re.fullmatch(r"messages\[(\d+)\](.*)", field)
-    if not match:
-        return columns.get(field, field)
-    index, rest = int(match[1]), match[2]
-    if shape == "messages":
-        return f"{columns['messages']}[{index}]{rest}"
-    if shape == "sharegpt":
-        if "system" in columns and roles[0] == "system":
-            index -= 1
-        rest = rest.replace(".content", ".value")
-        return f"{columns['conversations']}[{index}]{rest}" if index >= 0 else columns["system"]
-    if shape == "prompt_completion":
-        # Lists of messages: which of them came from which column is not known here.
-        names = (columns["prompt"], columns["completion"])
-        return names[index] if len(roles) == 2 else f"{' and '.join(names)}, turn {index + 1}"
-    return " and ".join(columns[name] for name in _SPOKEN_IN[roles[index]] if name in columns)

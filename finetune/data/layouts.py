@@ -93,6 +93,8 @@ class FileLayouts:
         self._layout_seen = layout_seen
         self._first: tuple[str, Source] | None = None
         self._remembered: dict[tuple[str, ...], Layout] = {}
+        # The columns of layouts that were told of.
+        self._told: set[tuple[str, str]] = set()
 
     def of(self, keys: tuple[str, ...], source: Source) -> Layout:
         """Return the layout of the row at `source`, which has these keys."""
@@ -107,8 +109,12 @@ class FileLayouts:
             layout = layout._replace(flaws=(Flaw("", message, "mixed-shapes"),))
         if len(self._remembered) < _MAX_REMEMBERED and sum(map(len, keys)) < _MAX_KEYS_LENGTH:
             self._remembered[keys] = layout
-            if not layout.flaws:
-                self._layout_seen(layout)
+            is_new = True
+        else:
+            is_new = not self._told.issuperset(layout.columns.items())
+        if is_new and not layout.flaws:
+            self._told.update(layout.columns.items())
+            self._layout_seen(layout)
         return layout
 
 

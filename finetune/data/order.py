@@ -1,5 +1,6 @@
 """Which role may follow which in a conversation."""
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -36,29 +37,31 @@ def misplaced(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
 
     Empty for a sound conversation. Most files have few orders, so each is looked at once.
     """
-    return _remembered(turns) if len(turns) <= _MAX_REMEMBERED_TURNS else tuple(_misplaced(turns))
+    return _remembered(turns) if len(turns) <= _MAX_REMEMBERED_TURNS else tuple(misplaced_as_named(turns, turns, {}))
 
 
 @lru_cache(4096)
 def _remembered(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
-    return tuple(_misplaced(turns))
+    return tuple(misplaced_as_named(turns, turns, {}))
 
 
-def _misplaced(turns: tuple[str, ...]) -> list[Misplaced]:
+def misplaced_as_named(turns: Sequence[str], named: Sequence[str], names: Mapping[str, str]) -> list[Misplaced]:
+    """Return what `misplaced` does, in the words of a file: `named` is what it calls each turn, `names` our roles."""
     found: list[Misplaced] = []
     if not {"assistant", CALL, UNKNOWN} & set(turns):
-        message = f"has no assistant turn to learn from, only: {', '.join(turns[:8])}"
+        message = f"has no assistant turn to learn from, only: {', '.join(named[:8])}"
         found.append(Misplaced(-1, message, "error", "no-assistant"))
     before: str | None = None
     for index, turn in enumerate(turns):
         allowed = _NEXT[before] if before else _FIRST
         if turn != UNKNOWN and before != UNKNOWN and turn not in allowed:
-            place = f'after "{before}"' if before else "at the start"
+            place = f'after "{named[index - 1]}"' if before else "at the start"
             hint = "; join turns of one role into one" if turn == before else ""
-            message = f'is "{turn}" {place}; allowed there: {", ".join(allowed)}{hint}'
+            wanted = ", ".join(names.get(role, role) for role in allowed)
+            message = f'is "{named[index]}" {place}; allowed there: {wanted}{hint}'
             found.append(Misplaced(index, message, "error", "role-order"))
         before = turn
     if before not in ("assistant", UNKNOWN) and not found:
-        message = f'is "{before}" and the last turn; what stands after the last assistant turn is not learned'
+        message = f'is "{named[-1]}" and the last turn; what stands after the last assistant turn is not learned'
         found.append(Misplaced(len(turns) - 1, message, "warning", "ends-without-answer"))
     return found

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from .command import reading_progress
+from .field_names import FieldNames
 from .fingerprint import fingerprint
 from .lines import Advance
 from .pack import pack
@@ -105,6 +106,7 @@ class _Preparation:
         self._advance = advance
         self._num_processes = num_processes
         self._held_out_only = held_out_only
+        self._names = FieldNames()
         self._seen: dict[int, Source] = {}
         self._validation_seen: dict[int, Source] = {}
 
@@ -140,7 +142,7 @@ class _Preparation:
 
     def _rows(self, names: Sequence[str]) -> Iterator[Row]:
         """Yield the rows that are fit for tokenising."""
-        for item in read(self._settings, names, self._advance):
+        for item in read(self._settings, names, self._advance, self._names.seen):
             if isinstance(item, Problem):
                 self._read_problem(item)
             elif not self._is_repeated(item):
@@ -171,6 +173,7 @@ class _Preparation:
 
     def _refuse(self, refused: RefusedRow) -> None:
         for problem in refused.problems:
+            problem = problem._replace(field=self._names.of(refused.row, problem.field))
             choice = self._settings.on_bad_row
             if problem.kind == "too-long":
                 choice = "error" if self._settings.on_long == "error" else "skip"
@@ -206,6 +209,6 @@ class _Preparation:
         elif self._settings.scan:
             severity: Severity = "error" if choice == "error" else "warning"
             for name, finding in scan_row(row):
-                message = f"holds what looks like {finding.kind} (characters {finding.start + 1} to {finding.end})"
-                self._problem(Problem(row.source, name, message, severity, finding.kind))
+                field = self._names.of(row, name)
+                self._problem(Problem(row.source, field, str(finding), severity, finding.kind))
         return row

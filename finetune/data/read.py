@@ -124,8 +124,9 @@ class _Reader:
         if not usable:
             return
         if self._system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self._system}, *messages]
-        yield Row(messages, tools, source)
+            yield Row([{"role": "system", "content": self._system}, *messages], tools, source, True)
+        else:
+            yield Row(messages, tools, source)
 
 
 def _raw(record: Record) -> str:

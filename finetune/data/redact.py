@@ -34,7 +34,7 @@ def redact_row(row: Row) -> tuple[Row, Counter[str]]:
         return row, counts
     messages = _redact(row.messages, counts)
     tools = _redact(row.tools, counts)
-    return (Row(messages, tools, row.source) if counts else row), counts
+    return (row._replace(messages=messages, tools=tools) if counts else row), counts
 
 
 def _redact(value: Any, counts: Counter[str]) -> Any:

@@ -21,7 +21,7 @@ _LINE_BITS = 40
 class RepeatedRows:
     """Collects the rows of files, training files first, and then tells what came more than once.
 
-    `near` as in `DataSettings.near_duplicates`.
+    Near-duplicates are looked for among the first `NEAR_ROWS` rows; with `near` given among all, or none.
     """
 
     def __init__(self, names: Sequence[str], num_train: int, near: bool | None, severity: Severity):

@@ -35,9 +35,10 @@ class Row(NamedTuple):
 
     `messages` hold `MESSAGE_KEYS` only: "role" (one of `ROLES`) and "content" (a string, empty only beside tool_calls)
     always; "reasoning_content", "tool_calls", "tool_call_id" and "name" where the row has them. `tools` are the JSON
-    schemas a chat template lists, or None.
+    schemas a chat template lists, or None. `system_added` says that the first message is not the row's own.
     """
 
     messages: list[Message]
     tools: list[Any] | None
     source: Source
+    system_added: bool = False

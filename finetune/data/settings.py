@@ -34,8 +34,6 @@ class DataSettings:
     on_long: Literal["error", "skip", "truncate"] = "error"
     on_bad_row: Literal["error", "skip"] = "error"
     on_duplicate: Literal["warn", "drop", "error"] = "warn"
-    # None looks among the first 200,000 rows only; see near_duplicates.py.
-    near_duplicates: bool | None = None
     scan: bool = True
     on_secret: Literal["warn", "redact", "error"] = "warn"
     assistant_only: bool = True
@@ -55,3 +53,8 @@ class DataSettings:
                 value = getattr(self, name)
                 if value not in get_args(hint):
                     raise DataError(f'data.{name} is "{value}"; allowed: {", ".join(get_args(hint))}')
+        if not self.scan and self.on_secret != "warn":
+            raise DataError(
+                f'data.scan is false, and data.on_secret is "{self.on_secret}", which takes the scan; '
+                "allowed: data.scan true, or data.on_secret warn"
+            )

@@ -1,12 +1,13 @@
 """Conversations checked: every flaw of a draft, and the clean messages where it has no error."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
 from .formats import Draft
 from .json_text import nesting
-from .order import CALL, UNKNOWN, misplaced
+from .order import CALL, UNKNOWN, Misplaced, misplaced, misplaced_as_named
 from .problems import Flaw
 from .rows import MESSAGE_KEYS, ROLES, Message
 from .text_flaws import may_be_flawed, text_flaws
@@ -109,7 +110,9 @@ class _Explanation:
             clean["tool_calls"] = calls
         for key, owner in (("reasoning_content", "assistant"), ("tool_calls", "assistant"), ("tool_call_id", "tool")):
             if key in clean and role not in (owner, UNKNOWN):
-                self._flaw(field(index, key), f'stands in a turn of "{role}"; allowed: {owner}', "misplaced-key")
+                named, names = self._role_names(role, index)
+                message = f'stands in a turn of "{named}"; allowed: {names.get(owner, owner)}'
+                self._flaw(field(index, key), message, "misplaced-key")
         if unknown := [key for key in given if key not in _KNOWN_KEYS]:
             self._unknown_keys(index, unknown)
         return clean
@@ -201,7 +204,10 @@ class _Explanation:
     def _order(self, name: str, clean: list[Message]) -> None:
         calls = [message["role"] == "assistant" and "tool_calls" in message for message in clean]
         turns = tuple(CALL if call else message["role"] for call, message in zip(calls, clean, strict=True))
-        for index, message, severity, kind in misplaced(turns):
+        found: Iterable[Misplaced] = misplaced(turns)
+        if found and self.draft.role_names:
+            found = misplaced_as_named(turns, *self.draft.role_names())
+        for index, message, severity, kind in found:
             field = self.draft.field(index, "role") if index >= 0 else name
             self.flaws.append(Flaw(field, message, kind, severity))
 
@@ -209,11 +215,39 @@ class _Explanation:
         tools = self.draft.tools
         if tools is None or tools == []:
             return None
-        if type(tools) is not list or not all(type(tool) is dict for tool in tools):
+        if type(tools) is not list:
             self._flaw("tools", f"is {described(tools)}; allowed: a list of JSON schemas", "wrong-type")
         elif nesting(tools) > _MAX_TOOL_DEPTH:
             self._flaw("tools", f"is nested too deeply; allowed: {_MAX_TOOL_DEPTH} levels", "too-deep")
+        else:
+            for index, tool in enumerate(tools):
+                self._tool(f"tools[{index}]", tool)
         return tools
+
+    def _tool(self, field: str, tool: Any) -> None:
+        function = tool
+        if type(tool) is dict and "function" in tool:
+            field, function = f"{field}.function", tool["function"]
+        if type(function) is not dict or not function.get("name"):
+            message = f'is {described(function)}; allowed: {{"name": "…", "description": "…", "parameters": {{…}}}}'
+            self._flaw(field, message, "bad-tool")
+            return
+        for key, kind, allowed in (
+            ("name", str, "text"),
+            ("description", str, "text"),
+            ("parameters", dict, "a JSON schema, which is an object"),
+        ):
+            value = function.get(key)
+            # Tables fill what a tool lacks with null.
+            if value is not None and type(value) is not kind:
+                self._flaw(f"{field}.{key}", f"is {described(value)}; allowed: {allowed}", "bad-tool")
+
+    def _role_names(self, role: str, index: int) -> tuple[str, Mapping[str, str]]:
+        """Return what the row calls the role of a message, and the file's names of roles."""
+        if self.draft.role_names is None:
+            return role, {}
+        named, names = self.draft.role_names()
+        return named[index], names
 
 
 # Content whose parts have been complained of already.

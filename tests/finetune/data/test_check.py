@@ -82,7 +82,7 @@ def test_near_duplicates(tmp_path: Path) -> None:
     rows = [pair(LONG, "We shall look into it."), pair("Ok?", "Yes."), pair(LONG + "!", "We shall look into it.")]
     path = written(tmp_path / "a.jsonl", *rows)
     assert found(check_data(DataSettings(train=(path,)))) == [("warning", "near-duplicate", 1, ["a.jsonl:3"])]
-    report = check_data(DataSettings(train=(path,), near_duplicates=False))
+    report = check_data(DataSettings(train=(path,)), near_duplicates=False)
     assert found(report) == []
     assert "Near-duplicates were looked for nowhere" in printed(report)
 
@@ -139,7 +139,7 @@ def test_secrets_are_found_and_not_repeated(tmp_path: Path) -> None:
     report = check_data(DataSettings(train=(path,)))
     assert found(report) == [("warning", "email", 1, ["a.jsonl:2"])]
     text = printed(report)
-    assert f"{path}:2: answer holds what looks like email, from character 9 to 31" in text
+    assert f"{path}:2: answer holds what looks like email (characters 10 to 31)" in text
     assert mail not in text + json.dumps(as_json(report))
     assert found(check_data(DataSettings(train=(path,), on_secret="error")))[0][0] == "error"
     off = check_data(DataSettings(train=(path,), scan=False))
@@ -169,7 +169,8 @@ def test_the_report_as_json(tmp_path: Path) -> None:
 
 def test_the_figure_holds_every_row(tmp_path: Path) -> None:
     rows = [pair("a" * length, "b") for length in range(1, 400)] + [pair("a" * 100_000, "b")]
-    figure = draw_check(check_data(DataSettings(train=(written(tmp_path / "a.jsonl", *rows),), near_duplicates=False)))
+    settings = DataSettings(train=(written(tmp_path / "a.jsonl", *rows),))
+    figure = draw_check(check_data(settings, near_duplicates=False))
     for axes in figure.axes:
         assert sum(patch.get_height() for patch in axes.patches) == 400  # pyright: ignore[reportAttributeAccessIssue]
     assert "most 100,001" in figure.axes[0].get_title()

@@ -182,7 +182,7 @@ MEASURE = """
 import resource, sys
 from seeklet.finetune.data.check import check_data
 from seeklet.finetune.data.settings import DataSettings
-report = check_data(DataSettings(train=(sys.argv[1],), near_duplicates=False, scan=False))
+report = check_data(DataSettings(train=(sys.argv[1],)))
 print(report.counts.rows, report.num_errors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from seeklet.finetune.data.command import app
-from tests.finetune.data.malformed import MALFORMED, Malformed
+from tests.finetune.data.malformed import Malformed
+from tests.finetune.data.malformed_files import MALFORMED
 
 # A colourless, wide terminal, so that lines are not wrapped where a test looks for them.
 PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "250", "TERM": "dumb", "OMP_NUM_THREADS": "1"}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from seeklet.finetune.data.formats import Draft, convert, in_file
+from seeklet.finetune.data.field_names import in_file
+from seeklet.finetune.data.formats import Draft, convert
 from seeklet.finetune.data.layouts import Layout, Layouts
 from seeklet.finetune.errors import DataError
 

@@ -42,7 +42,9 @@ def test_a_list_keeps_the_first_of_each_kind_and_counts_all() -> None:
         problems.add(Problem(Source("a", line), "", "bad", "error", "bad-json", raw="{" * 1000))
     problems.add(Problem(Source("a", 9), "", "odd", "warning", "crlf"))
     problems.add(Problem(Source("a", 10), "", "same", "error", "duplicate"))
-    problems.add_counted([Problem(Source("a", 11), "", "same", "warning", "near-duplicate")], 1000)
+    same = [Problem(Source("a", line), "", "same", "warning", "near-duplicate") for line in (11, 12, 13)]
+    problems.add_counted("warning", "near-duplicate", 1000, same)
+    problems.add_counted("error", "leak", 0, [])
     kinds = [
         (severity, kind, number, [p.source.line for p in kept]) for severity, kind, number, kept in problems.kinds()
     ]
@@ -50,7 +52,7 @@ def test_a_list_keeps_the_first_of_each_kind_and_counts_all() -> None:
         ("error", "bad-json", 5, [1, 2]),
         ("error", "duplicate", 1, [10]),
         ("warning", "crlf", 1, [9]),
-        ("warning", "near-duplicate", 1000, [11]),
+        ("warning", "near-duplicate", 1000, [11, 12]),
     ]
     assert (problems.count("error"), problems.count("warning")) == (6, 1001)
     # Rows of megabytes are not kept.
