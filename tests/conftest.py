@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy
@@ -14,6 +15,10 @@ import torch
 
 # Nano models gain nothing from a second thread, and on busy cores two take many times as long as one.
 MAX_THREADS = 1
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and so would be every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
