@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		  echo "Name another one: make PYTHON=python3.12 setup"; exit 1; }
 	@echo "Setting up $(VENV): the first time takes a few minutes, most of them for torch."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,demo,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,reasoning,demo,test,dev]'
 	@touch $@
 
 demo: $(STAMP)

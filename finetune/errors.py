@@ -17,3 +17,7 @@ class TrainingError(SeekletError, RuntimeError):
 
 class AdapterError(SeekletError, ValueError):
     """An adapter cannot be saved, loaded, exported or merged; names the folder or tensor and what was expected."""
+
+
+class RewardError(SeekletError, ValueError):
+    """One sample cannot be scored; says which column, value or check was at fault. A `RewardSet` goes on after it."""

@@ -107,7 +107,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     # triton comes with the CUDA builds of torch, and only kernel files import it.
     allowed = {path: core | {"triton"} for path in KERNELS}
     allowed |= {path: core for path in MODELING if path not in allowed}
-    allowed |= {path: core | list_declared_modules("train", "demo") for path in FINETUNE}
+    allowed |= {path: core | list_declared_modules("train", "demo", "reasoning") for path in FINETUNE}
     found = [
         f"{at}: {name}"
         for path, names in allowed.items()

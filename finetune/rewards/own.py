@@ -1,0 +1,72 @@
+"""A user's own reward, by import path."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import RecipeError
+from .completion import Row
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a function of yours returns: `package.module:function`, called with the completion, the row and `settings`.
+
+    It is imported from the installed packages or the working folder, and returns a number, better from 0 to 1, or None
+    where it has nothing to say about a row. It runs in the process of the trainer: what it imports and does is its own.
+    """
+
+    function: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    lowest: ClassVar[float] = 0.0
+    highest: ClassVar[float] = 1.0
+    verifies: ClassVar[bool] = True
+
+    def __post_init__(self):
+        import_function(self.function)
+
+    def __call__(self, completion: str, row: Row) -> float | None:
+        """Return what the function does, whatever it raises too."""
+        return import_function(self.function)(completion, row, **self.settings)
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """Return the function that `package.module:function` names; the working folder is searched too.
+
+    Raises:
+        RecipeError: there is no such module or function, or the import failed.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise RecipeError(f'function is "{path}"; allowed: package.module:function')
+    try:
+        with _working_folder_importable():
+            module = importlib.import_module(module_name)
+    # Code of the user's: whatever it raises while it is imported, the recipe names what cannot be used.
+    except Exception as error:
+        raise RecipeError(
+            f'function is "{path}", which cannot be imported ({type(error).__name__}: {error})'
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RecipeError(f'function is "{path}", but {module_name} has no function "{name}"')
+    return function
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    # `python -m` puts the working folder on the import path, the command `seeklet` does not.
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(folder)
