@@ -1,6 +1,7 @@
 """Rows of any number of files and Hub data sets, one after the other, and every problem on the way."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import orjson
 
@@ -15,12 +16,14 @@ from .layouts import FileLayouts, Layout, Layouts
 from .lines import Advance
 from .problems import Problem, file_problem
 from .records import Header, Record
-from .rows import Row, Source
+from .rows import Message, Row, Source
 from .settings import DataSettings
-from .validate import validate
+from .validate import is_plain, validate
 
 # Told of each layout of each file when it first comes up.
 LayoutSeen = Callable[[str, Layout], object]
+# From the columns of a table to those that are wanted.
+NeededColumns = Callable[[tuple[str, ...]], list[str]]
 
 
 def _nothing(*_: object) -> None:
@@ -56,6 +59,41 @@ def size_in_bytes(names: Sequence[str]) -> int | None:
     return sum(file.num_bytes for file in files)
 
 
+def read_records(
+    name: str, advance: Advance = _nothing, needed: NeededColumns = list
+) -> Iterator[Header | Record | Problem]:
+    """Yield every row of a file or a Hub data set as an object, whatever is in it, and every problem on the way.
+
+    Of a Parquet file, with the columns that `needed` chooses of all.
+    """
+    if name.startswith(PREFIX):
+        yield from hub_rows(name)
+        return
+    file = open_data_file(name)
+    if isinstance(file, Problem):
+        yield file
+        return
+    with file.stream:
+        try:
+            yield from _records(file, advance, needed)
+        except OSError as error:
+            message = f"cannot be read to its end: {error.strerror or error}"
+            yield file_problem(Source(name), message, "unreadable-file")
+
+
+def _records(file: DataFile, advance: Advance, needed: NeededColumns) -> Iterator[Header | Record | Problem]:
+    if file.kind == "jsonl":
+        return json_lines(file, advance)
+    if file.kind == "json":
+        return json_array(file, advance)
+    if file.kind in ("csv", "tsv"):
+        return csv_rows(file, advance)
+    # Imported here: pyarrow takes a third of a second, and the other kinds need none of it.
+    from .parquet_rows import parquet_rows
+
+    return parquet_rows(file, advance, needed)
+
+
 class _Reader:
     """Reads one name after the other with the same settings."""
 
@@ -66,31 +104,10 @@ class _Reader:
         self._layout_seen = layout_seen
 
     def read(self, name: str) -> Iterator[Row | Problem]:
-        if name.startswith(PREFIX):
-            yield from self._rows(name, hub_rows(name))
-            return
-        file = open_data_file(name)
-        if isinstance(file, Problem):
-            yield file
-            return
-        with file.stream:
-            try:
-                yield from self._rows(name, self._records(file))
-            except OSError as error:
-                message = f"cannot be read to its end: {error.strerror or error}"
-                yield file_problem(Source(name), message, "unreadable-file")
+        def needed(columns: tuple[str, ...]) -> list[str]:
+            return list(self._layouts.of(columns).columns.values())
 
-    def _records(self, file: DataFile) -> Iterator[Header | Record | Problem]:
-        if file.kind == "jsonl":
-            return json_lines(file, self._advance)
-        if file.kind == "json":
-            return json_array(file, self._advance)
-        if file.kind in ("csv", "tsv"):
-            return csv_rows(file, self._advance)
-        # Imported here: pyarrow takes a third of a second, and the other kinds need none of it.
-        from .parquet_rows import parquet_rows
-
-        return parquet_rows(file, self._advance, lambda columns: list(self._layouts.of(columns).columns.values()))
+        yield from self._rows(name, read_records(name, self._advance, needed))
 
     def _rows(self, name: str, records: Iterator[Header | Record | Problem]) -> Iterator[Row | Problem]:
         layouts = FileLayouts(self._layouts, lambda layout: self._layout_seen(name, layout))
@@ -98,7 +115,14 @@ class _Reader:
         for record in records:
             if type(record) is Record:
                 empty = False
-                yield from self._row(record, layouts.of(tuple(record.value), record.source))
+                layout = layouts.of(tuple(record.value), record.source)
+                if layout.shape == "messages" and not layout.flaws and "tools" not in layout.columns:
+                    # Most rows of most files, and so worth a way that makes nothing but the row.
+                    messages = record.value[layout.columns["messages"]]
+                    if is_plain(messages):
+                        yield self._made(messages, None, record.source)
+                        continue
+                yield from self._row(record, layout)
             elif type(record) is Header:
                 if flaws := self._layouts.of(record.columns).flaws:
                     # Every row would say the same.
@@ -123,10 +147,12 @@ class _Reader:
             yield flaw.at(source, _raw(record) if is_first_error else "")
         if not usable:
             return
+        yield self._made(messages, tools, source)
+
+    def _made(self, messages: list[Message], tools: list[Any] | None, source: Source) -> Row:
         if self._system and messages[0]["role"] != "system":
-            yield Row([{"role": "system", "content": self._system}, *messages], tools, source, True)
-        else:
-            yield Row(messages, tools, source)
+            return Row([{"role": "system", "content": self._system}, *messages], tools, source, True)
+        return Row(messages, tools, source)
 
 
 def _raw(record: Record) -> str:
