@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .metrics import Entry
+from .published import is_local, public_name, without_folders
 from .recipe import Recipe, as_yaml
+from .recipe_yaml import write_yaml
 
 PACKAGES = ("seeklet", "transformers", "trl", "peft", "accelerate", "torch", "datasets")
 CAPTIONS = {
@@ -51,7 +52,7 @@ def make_card(facts: RunFacts) -> ModelCard:
     """Return the draft of the card, for the Hub's own format."""
     recipe = facts.recipe
     is_adapter = recipe.adapter is not None
-    base = recipe.model.path if not _is_local(recipe.model.path) else None
+    base = None if is_local(recipe.model.path) else recipe.model.path
     data = ModelCardData(
         base_model=base,
         library_name="peft" if is_adapter else "transformers",
@@ -77,7 +78,7 @@ def make_card(facts: RunFacts) -> ModelCard:
 
 def published_recipe(recipe: Recipe) -> str:
     """Return the whole recipe as YAML, each path on this machine cut down to its last part."""
-    return yaml.safe_dump(_without_folders(yaml.safe_load(as_yaml(recipe))), sort_keys=False, allow_unicode=True)
+    return write_yaml(without_folders(yaml.safe_load(as_yaml(recipe))))
 
 
 def versions() -> dict[str, str]:
@@ -89,20 +90,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found | {"Python": platform.python_version()}
-
-
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and _is_local(value) else value
-
-
-def _is_local(text: str) -> bool:
-    """Return whether a text of the recipe is a path on this machine, and not a name on the Hub or any other text."""
-    path = Path(text).expanduser()
-    return len(text) < 1000 and (path.is_absolute() or ".." in path.parts or (len(path.parts) > 1 and path.exists()))
 
 
 def _results(entries: Sequence[Entry]) -> str:
@@ -152,12 +139,8 @@ def _usage(facts: RunFacts, base: str | None) -> str:
 
 def _sources(recipe: Recipe) -> list[str]:
     held_out = recipe.data.validation
-    where = f"{held_out:.0%} of it" if not isinstance(held_out, tuple) else ", ".join(map(_last_part, held_out))
-    return [f"trained on: {', '.join(map(_last_part, recipe.data.train))}; held out: {where}"]
-
-
-def _last_part(name: str) -> str:
-    return Path(name).name if _is_local(name) else name
+    where = f"{held_out:.0%} of it" if not isinstance(held_out, tuple) else ", ".join(map(public_name, held_out))
+    return [f"trained on: {', '.join(map(public_name, recipe.data.train))}; held out: {where}"]
 
 
 def _training(entries: Sequence[Entry]) -> list[str]:

@@ -106,6 +106,9 @@ def remove_unfinished(folder: Path) -> None:
         if match[2] == "previous" and not target.exists():
             # Was moved away for the new one, where the file system cannot exchange directories.
             entry.rename(target)
+        elif entry.is_file():
+            # Of `atomic_files`.
+            entry.unlink(missing_ok=True)
         else:
             shutil.rmtree(entry, ignore_errors=True)
 

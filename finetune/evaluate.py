@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -52,23 +53,15 @@ def evaluate(
     verifiers = _check(recipe, trained)
     tokenizer = load_tokenizer(recipe.model)
     held_out = read_held_out(recipe, tokenizer)
-
-    console.print(f"Before training: {recipe.model.path}")
-    model = load_model(recipe.model)
-    before = measure(model, recipe.model.path, tokenizer, held_out, recipe, verifiers, console)
-    later = None
-    if trained:
-        console.print(f"After training: {trained}")
-        if is_adapter(trained):
-            model = load_adapter(model, trained).eval()
-        else:
-            # First let go of the other: two whole models may not fit where one does.
-            del model
-            model = load_model(recipe.model, trained)
-        later = measure(model, str(trained), tokenizer, held_out, recipe, verifiers, console)
+    sides = []
+    for path, model in _models(recipe, trained):
+        console.print(f"{'After' if sides else 'Before'} training: {path}", markup=False, soft_wrap=True)
+        sides.append(measure(model, path, tokenizer, held_out, recipe, verifiers, console))
+        # Let go of it before the next one is loaded: two whole models may not fit where one does.
+        del model
     evaluation = Evaluation(
-        before=before,
-        after=later,
+        before=sides[0],
+        after=sides[1] if trained else None,
         num_conversations=len(held_out.scored),
         questions=held_out.questions,
         data=asdict(recipe.data),
@@ -77,8 +70,21 @@ def evaluate(
     )
     report = write_report(evaluation, out or output)
     console.print(summary_table(evaluation))
-    console.print(f"Answers side by side: {report}")
+    console.print(f"Answers side by side: {report}", markup=False, soft_wrap=True)
     return evaluation
+
+
+def _models(recipe: Recipe, trained: Path | None) -> Iterator[tuple[str, Any]]:
+    """Yield the model before training and, unless `trained` is None, after it; each with its path."""
+    model: Any = load_model(recipe.model)
+    yield recipe.model.path, model
+    if trained is None:
+        return
+    if is_adapter(trained):
+        yield str(trained), load_adapter(model, trained).eval()
+        return
+    del model
+    yield str(trained), load_model(recipe.model, trained)
 
 
 def measure(

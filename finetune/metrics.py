@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .atomic_files import write_text
+
 Entry = dict[str, Any]
 
 
@@ -62,10 +64,7 @@ def read_metrics(path: Path) -> list[Entry]:
 def keep_until(path: Path, step: int) -> None:
     """Cut a metrics file down to what was logged up to `step`, from where a run goes on."""
     kept = [entry for entry in read_metrics(path) if entry["step"] <= step and "train_runtime" not in entry]
-    # Written beside and renamed, so that a kill loses nothing.
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .atomic_files import replaced_file
 from .figures import COLOURS, DPI, new_figure, smooth
 from .metrics import Entry
 
@@ -40,7 +41,8 @@ def draw_plots(entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
     files = {}
     for name, figure in figures.items():
         files[name] = folder / f"{name}.png"
-        figure.savefig(files[name], dpi=DPI)
+        with replaced_file(files[name]) as beside:
+            figure.savefig(beside, dpi=DPI)
     return files
 
 

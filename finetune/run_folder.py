@@ -120,8 +120,8 @@ def locked(folder: RunFolder) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(f"another process is training in {folder.path}; wait for it, or stop it") from None
-        remove_unfinished(folder.path)
-        remove_unfinished(folder.checkpoints)
+        for place in (folder.path, folder.checkpoints, folder.plots):
+            remove_unfinished(place)
         yield
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging
 from trl import SFTConfig
 
+from .atomic_files import write_text
 from .card import RunFacts, make_card
 from .checkpoints import last_checkpoint, num_processes_of, step_of
 from .data.prepare import Prepared, prepare
@@ -139,9 +140,7 @@ def _train(recipe: Recipe, folder: RunFolder, config: SFTConfig, console: Consol
 
 def _begin(recipe: Recipe, folder: RunFolder, checkpoint: Path | None) -> None:
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    beside = folder.path / ".recipe.yaml.new"
-    beside.write_text(as_yaml(recipe), encoding="utf-8")
-    beside.replace(folder.recipe)
+    write_text(folder.recipe, as_yaml(recipe))
     if folder.metrics.exists():
         keep_until(folder.metrics, step_of(checkpoint) if checkpoint else 0)
 
@@ -213,7 +212,8 @@ def _finish(
     data = [line.replace(str(folder.skipped_rows), folder.skipped_rows.name) for line in prepared.report.lines()]
     relative = {name: file.relative_to(folder.path) for name, file in plots.items()}
     trained = result.trained.relative_to(folder.path)
-    make_card(RunFacts(recipe, entries, data, description, relative, trained, is_seeklet)).save(folder.card)
+    card = make_card(RunFacts(recipe, entries, data, description, relative, trained, is_seeklet))
+    write_text(folder.card, str(card))
     held_out = "" if result.held_out_loss is None else f", held-out loss {result.held_out_loss:.4f}"
     console.print(f"Done: {result.steps:,} steps{held_out}. {result.trained}", markup=False, soft_wrap=True)
     return replace(result, plots=plots, merged=merged)

@@ -56,8 +56,7 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         seeklet = find_seeklet(bare)
         uses_cache = getattr(bare.config, "use_cache", True)
-        if validation is not None:
-            validation = filled_up(validation, config.world_size * config.per_device_eval_batch_size)
+        num_evaluated = config.world_size * config.per_device_eval_batch_size
         self._loss_options = {} if seeklet is None else {"mtp_loss": mtp_loss, "return_logits": False}
         if seeklet is not None and config.ddp_find_unused_parameters is None:
             # A loss reaches all that is trained; other mixtures of experts leave out the experts without a token.
@@ -67,7 +66,7 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
             args=config,
             data_collator=_make_collator(bare, tokenizer, joins=seeklet is not None),
             train_dataset=train,
-            eval_dataset=validation,
+            eval_dataset=None if validation is None else filled_up(validation, num_evaluated),
             processing_class=tokenizer,
             callbacks=list(callbacks),
             max_shard_gb=max_shard_gb,
@@ -79,10 +78,14 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         if seeklet is not None and moe_layer_indices(seeklet):
             # The first, so that all others see the load it adds to the log.
             self.callback_handler.callbacks.insert(0, RouterBiasCallback())
+        self._begin_counting(PARTS if seeklet is not None else ())
+
+    def _begin_counting(self, parts: Sequence[str]) -> None:
+        """Set to zero what is measured between two entries of the log; `parts` of the loss are there."""
         # Metal has no float64.
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64
         zero = torch.zeros((), dtype=wide, device=self.args.device)
-        self._sums = {name: zero.clone() for name in PARTS if seeklet is not None}
+        self._sums = {name: zero.clone() for name in parts}
         self._validation_sums = torch.stack((zero, zero))
         self._num_steps = 0
         self._throughput = Throughput(self.args.device)

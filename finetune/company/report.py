@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..atomic_files import write_text
 from ..evaluation.markdown import literal, quote, table
 from ..evaluation.report import MARKDOWN, comparison_cells, comparison_columns
 from .findings import Findings
@@ -13,7 +14,7 @@ REPORT = "report.md"
 
 def write_report(findings: Findings, folder: Path) -> None:
     """Write `report.md` into `folder`, which holds the run's own folder."""
-    (folder / REPORT).write_text(as_markdown(findings, folder), encoding="utf-8")
+    write_text(folder / REPORT, as_markdown(findings, folder))
 
 
 def as_markdown(findings: Findings, folder: Path) -> str:

@@ -40,19 +40,18 @@ def generate_answers(
     multi-token-prediction modules draft, which changes the speed and not the answers.
     """
     answers: dict[int, Answer] = {}
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    options: dict[str, Any] = {"use_mtp": True} if use_mtp else {}
-    if stop:
-        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    options: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+    options |= {"use_mtp": True} if use_mtp else {}
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            inputs = _pad_left([prompts[index] for index in indices], pad=min(end_tokens))
             device = model.get_input_embeddings().weight.device
+            inputs = _pad_left([prompts[index] for index in indices], min(end_tokens), device)
             tokens = model.generate(
-                **{name: tensor.to(device) for name, tensor in inputs.items()},
+                **inputs,
                 max_new_tokens=max_new_tokens,
                 # As a limit in the checkpoint's generation_config would count the prompt too.
                 max_length=None,
@@ -86,9 +85,8 @@ def read_answer(
     return Answer(text[: min(cuts)] if cuts else text, used, finished=end is not None or bool(cuts))
 
 
-def _pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+def _pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
     length = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([[*[pad] * (length - len(row)), *row] for row in rows]),
-        "attention_mask": torch.tensor([[*[0] * (length - len(row)), *[1] * len(row)] for row in rows]),
-    }
+    ids = [[*[pad] * (length - len(row)), *row] for row in rows]
+    mask = [[*[0] * (length - len(row)), *[1] * len(row)] for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}

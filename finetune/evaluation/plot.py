@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ..atomic_files import replaced_file
 from .measures import Comparison, Estimate
 
 # Of Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -49,4 +50,5 @@ def draw_comparisons(comparisons: Sequence[Comparison]) -> Figure:
 
 def save_plot(comparisons: Sequence[Comparison], file: Path) -> None:
     """Write the figure to a PNG file."""
-    draw_comparisons(comparisons).savefig(file, dpi=DPI)
+    with replaced_file(file) as beside:
+        draw_comparisons(comparisons).savefig(beside, dpi=DPI)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.rows import Row
 from ..data.template import ChatTemplate, render
+from ..published import public_name
 from .answers import THINK, final_answer
 
 
@@ -21,7 +22,7 @@ class Question:
     reference: str
     """What that turn says in the data, its reasoning left out."""
     source: str
-    """Where the conversation stands: file:line."""
+    """Where the conversation stands: file:line, the file without its folder."""
     prompt_ids: list[int]
     """The messages by the chat template, up to where the assistant begins."""
     thinking: bool
@@ -40,7 +41,8 @@ def read_questions(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, temp
         # As training does: the template has written the special tokens already.
         ids = cast(list[int], tokenizer(prompt, add_special_tokens=False)["input_ids"])
         thinking = prompt.rstrip().endswith(THINK)
-        questions.append(Question(before, reference, str(row.source), ids, thinking))
+        source = str(row.source._replace(file=public_name(row.source.file)))
+        questions.append(Question(before, reference, source, ids, thinking))
     return questions
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ..atomic_files import write_text
+from ..published import public_name, without_folders
 from .findings import Evaluation, HarnessScores, Side
 from .generation import Answer
 from .markdown import cell, literal, quote, table
@@ -22,17 +24,16 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """Write the report and its figure into `folder`, which is made if it is not there; return the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
     save_plot(evaluation.comparisons, folder / PLOT)
-    data = json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n"
-    (folder / JSON).write_text(data, encoding="utf-8")
-    (folder / MARKDOWN).write_text(as_markdown(evaluation), encoding="utf-8")
+    write_text(folder / JSON, json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / MARKDOWN, as_markdown(evaluation))
     return folder / MARKDOWN
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the content of `evaluation.json`."""
+    """Return the content of `evaluation.json`, which names no folder of this machine."""
     sides = {"before": evaluation.before, "after": evaluation.after}
     return {
-        "models": {name: side.path for name, side in sides.items() if side},
+        "models": {name: public_name(side.path) for name, side in sides.items() if side},
         "held_out": {"conversations": evaluation.num_conversations, "answered": len(evaluation.questions)},
         "measures": {comparison.measure.name: _measure_json(comparison) for comparison in evaluation.comparisons},
         "intervals": {"confidence": CONFIDENCE, "method": "paired bootstrap of examples", "resamples": RESAMPLES},
@@ -55,15 +56,17 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             }
             for index, question in enumerate(evaluation.questions)
         ],
-        "settings": {"data": dict(evaluation.data), "evaluation": dict(evaluation.settings)},
+        "settings": without_folders({"data": evaluation.data, "evaluation": evaluation.settings}),
         "versions": dict(evaluation.versions),
     }
 
 
 def as_markdown(evaluation: Evaluation) -> str:
-    """Return the content of `evaluation.md`."""
+    """Return the content of `evaluation.md`, which names no folder of this machine."""
     before, after = evaluation.before, evaluation.after
-    subject = f"`{before.path}`" if after is None else f"`{before.path}` before training and `{after.path}` after it"
+    subject = f"`{public_name(before.path)}`"
+    if after:
+        subject += f" before training and `{public_name(after.path)}` after it"
     sections = [
         "# Evaluation",
         f"{subject}, on {evaluation.num_conversations:,} held-out conversations that training did not see.",

@@ -102,7 +102,9 @@ def test_figures_and_report(root: Path, found: Any) -> None:
     difference = loss["after"]["value"] - loss["before"]["value"]
     assert loss["difference"]["value"] == pytest.approx(difference) and abs(difference) > 1e-3
     assert report["held_out"] == {"conversations": found.num_conversations, "answered": 5}
-    assert report["models"] == {"before": str(root / "base"), "after": str(root / "run" / "adapter")}
+    assert report["models"] == {"before": "base", "after": "adapter"}
+    for name in ("evaluation.json", "evaluation.md"):
+        assert str(root) not in (root / "run" / name).read_text()
     answers = report["answers"]
     assert [answer["before"]["text"] for answer in answers] == [answer.text for answer in found.before.answers]
     assert any(answer["before"]["text"] != answer["after"]["text"] for answer in answers)
