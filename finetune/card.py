@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from .metrics import Entry
 from .published import is_local, public_name, without_folders
 from .recipe import Recipe, as_yaml
-from .recipe_yaml import write_yaml
+from .recipe.yaml_text import write_yaml
 
 PACKAGES = ("seeklet", "transformers", "trl", "peft", "accelerate", "torch", "datasets")
 CAPTIONS = {

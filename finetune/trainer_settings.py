@@ -17,7 +17,7 @@ from trl import SFTConfig
 from .errors import RecipeError
 from .recipe import Recipe
 
-# Set whatever the recipe says, which is refused where it names one of them (`trainer_fields.SET_BY_SEEKLET`).
+# Set whatever the recipe says, which is refused where it names one of them (`recipe.trainer_fields.SET_BY_SEEKLET`).
 FIXED: dict[str, Any] = {
     # The data comes tokenised, masked, cut and packed.
     "dataset_kwargs": {"skip_prepare_dataset": True},

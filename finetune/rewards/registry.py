@@ -5,9 +5,9 @@ from importlib import import_module
 from typing import Any, cast
 
 from ..errors import RecipeError
-from ..recipe_fields import INVALID, FieldReader
-from ..recipe_messages import find_nearest
-from ..recipe_yaml import Place, Problems, Setting
+from ..recipe.fields import INVALID, FieldReader
+from ..recipe.messages import find_nearest
+from ..recipe.yaml_text import Place, Problems, Setting
 from .completion import Reward
 
 # Name → module of this package and class in it. Imported when asked for: some bring large libraries.

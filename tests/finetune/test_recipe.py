@@ -19,7 +19,7 @@ from seeklet.finetune.recipe import (
     as_yaml,
     load_recipe,
 )
-from seeklet.finetune.trainer_fields import SET_BY_SEEKLET, list_trainer_fields
+from seeklet.finetune.recipe.trainer_fields import SET_BY_SEEKLET, list_trainer_fields
 from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .adapter_settings import AdapterSettings
-from .data.settings import DataSettings
-from .limits import ABOVE_ZERO, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, Pattern
-from .recipe_checks import find_contradictions, find_missing_files
-from .recipe_fields import FieldReader, strip_places
-from .recipe_yaml import Problems, apply_overrides, find_place, read_recipe_file, write_yaml
+from ..adapter_settings import AdapterSettings
+from ..data.settings import DataSettings
+from ..limits import ABOVE_ZERO, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, Pattern
+from .checks import find_contradictions, find_missing_files
+from .fields import FieldReader, strip_places
 from .trainer_fields import CONFIG_CLASSES, MOVED, SET_BY_SEEKLET, list_trainer_fields, read_trainer
+from .yaml_text import Problems, apply_overrides, find_place, read_recipe_file, write_yaml
 
 Text = Annotated[str, NOT_EMPTY]
 # A name of ours, or a function of the user's own: a dotted module, a colon, and what stands in it.

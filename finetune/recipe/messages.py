@@ -7,8 +7,8 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from .limits import Pattern, Range
-from .recipe_yaml import Setting
+from ..limits import Pattern, Range
+from .yaml_text import Setting
 
 WORDS = {
     NoneType: "null",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from .errors import RecipeError
+from ..errors import RecipeError
 
 # The longest recipe of ours has 4 kB; what is far beyond is something else, such as a data file.
 MAX_BYTES = 2**18

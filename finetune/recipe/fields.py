@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from .recipe_messages import (
+from .messages import (
     alternatives,
     describe,
     is_list,
@@ -20,7 +20,7 @@ from .recipe_messages import (
     suggest,
     without_limits,
 )
-from .recipe_yaml import Problems, Setting
+from .yaml_text import Problems, Setting
 
 INVALID: Any = object()
 """Stands for a value that was refused, its problem noted."""

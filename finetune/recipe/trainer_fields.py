@@ -8,10 +8,10 @@ from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
-from .limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
-from .recipe_fields import INVALID, FieldReader
-from .recipe_messages import alternatives, is_mapping, say_unknown_key
-from .recipe_yaml import Setting
+from ..limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from .fields import INVALID, FieldReader
+from .messages import alternatives, is_mapping, say_unknown_key
+from .yaml_text import Setting
 
 # Import path of the config class whose fields a stage's `trainer:` section takes.
 CONFIG_CLASSES = {"sft": ("trl", "SFTConfig")}
