@@ -8,6 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
+from .inner_model import find_inside
+
 
 class NotASeekletModelError(SeekletError, TypeError):
     """A model without seeklet's routers was given where their load is to be balanced."""
@@ -73,10 +75,10 @@ def seeklet_model(model: nn.Module) -> SeekletPreTrainedModel:
     Raises:
         NotASeekletModelError: there is none.
     """
-    for module in model.modules():
-        if isinstance(module, SeekletPreTrainedModel):
-            return module
-    raise NotASeekletModelError(f"expert load is balanced in seeklet models only; got a {type(model).__name__}")
+    found = find_inside(model, SeekletPreTrainedModel)
+    if found is None:
+        raise NotASeekletModelError(f"expert load is balanced in seeklet models only; got a {type(model).__name__}")
+    return found
 
 
 def moe_layer_indices(model: SeekletPreTrainedModel) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -21,14 +22,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG
 
 from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
 from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_checkpoint, rotate, written_by_all
 from .errors import TrainingError
 from .lora.files import BIAS_FILE, load_adapter, read_router_biases, router_biases, save_adapter
-
-ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 
 
 class CompleteCheckpoints(TrainerCallback):

@@ -7,12 +7,14 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from pyarrow.compute import max as max_of  # pyright: ignore[reportAttributeAccessIssue]
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
 
 from .errors import RecipeError
+from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
 from .recipe import ModelSettings, MoeSettings, Recipe
@@ -69,7 +71,8 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
                 )
             options["keep_fp8"] = True
         return AutoModelForCausalLM.from_pretrained(path, **source, **options)
-    except (OSError, ImportError) as error:
+    # The last where a file of weights was cut short, by a download that was broken off for instance.
+    except (OSError, ImportError, SafetensorError) as error:
         raise RecipeError(f"model.path: {settings.path}: {_first_line(error)}") from error
     except ValueError as error:
         if isinstance(error, RecipeError):
@@ -104,7 +107,7 @@ def mtp_mode(model: nn.Module, settings: MoeSettings) -> MtpLoss:
 
 def find_seeklet(model: nn.Module) -> SeekletForCausalLM | None:
     """Return the seeklet model inside what PEFT, accelerate or DDP made of it, or None where it is another model."""
-    return next((module for module in model.modules() if isinstance(module, SeekletForCausalLM)), None)
+    return find_inside(model, SeekletForCausalLM)
 
 
 def freeze_unreached(model: nn.Module, settings: MoeSettings) -> None:

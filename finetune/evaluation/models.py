@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG
 
 from ..errors import RecipeError
 from ..recipe import ModelSettings
 from ..training_model import load_for_training
 
-ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 # Where `seeklet train` leaves what it trained, in the recipe's output.dir.
 TRAINED = ("adapter", "model", "merged")
 

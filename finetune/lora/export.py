@@ -14,6 +14,7 @@ from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from seeklet.modeling.atomic_directory import replaced_directory
@@ -25,7 +26,7 @@ from .files import FILES, read_config, read_file, read_router_biases, read_tenso
 from .merge import check_out, find_base
 
 # What is read of the base, where it is on the Hub: of its weights only the files with router biases.
-DESCRIPTION = ("config.json", SAFE_WEIGHTS_INDEX_NAME)
+DESCRIPTION = (MODEL_CONFIG, SAFE_WEIGHTS_INDEX_NAME)
 
 
 def export_per_expert(

@@ -2,6 +2,11 @@
 
 `adapter_config.json` and `adapter_model.safetensors` are PEFT's own, so that plain PEFT loads them on transformers'
 model; `router_bias.safetensors` holds each router's `e_score_correction_bias` under its name in the model.
+
+`base_model_name_or_path` says where the base was found, which `merge` and PEFT need: a name on the Hub, also where it
+was loaded from the Hub's cache, else the path of a folder. A path means nothing on another machine and may give names
+away: whoever publishes the adapter has to put the base's name on the Hub in its place. There is no other path in the
+folder.
 """
 
 import copy
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
@@ -23,6 +29,7 @@ from seeklet.modeling.atomic_directory import replaced_directory
 from seeklet.modeling.moe import SeekletRouter
 
 from ..errors import AdapterError
+from ..inner_model import find_inside
 from .attach import DEFAULT, add_further
 from .config import SeekletLoraConfig
 
@@ -109,10 +116,10 @@ def peft_model(model: nn.Module) -> PeftModel:
     Raises:
         AdapterError: there is none.
     """
-    for module in model.modules():
-        if isinstance(module, PeftModel):
-            return module
-    raise AdapterError(f"a {type(model).__name__} has no adapter; use attach or load_adapter first")
+    found = find_inside(model, PeftModel)
+    if found is None:
+        raise AdapterError(f"a {type(model).__name__} has no adapter; use attach or load_adapter first")
+    return found
 
 
 def router_biases(base: nn.Module) -> dict[str, torch.Tensor]:
@@ -201,10 +208,21 @@ def _write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
 def _write_config(folder: Path, config: Any) -> None:
     config = copy.copy(config)
     config.inference_mode = True
+    cached = _find_in_cache(config.base_model_name_or_path or "")
+    if cached is not None:
+        config.base_model_name_or_path, config.revision = cached
     if isinstance(config.target_modules, set):
         # PEFT writes a set in an order of its own in every process.
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
+
+
+def _find_in_cache(path: str) -> tuple[str, str] | None:
+    """Return (name on the Hub, commit) of a folder in the Hub's cache, which is found by them again; else None."""
+    snapshots = Path(path).absolute().parent
+    if snapshots.name != "snapshots" or snapshots.parent.parent != Path(constants.HF_HUB_CACHE).absolute():
+        return None
+    return snapshots.parent.name.removeprefix("models--").replace("--", "/"), Path(path).name
 
 
 def _plain(name: str) -> str:
