@@ -40,10 +40,19 @@ def use_head_loss(model: PreTrainedModel) -> PreTrainedModel:
     """
     if isinstance(model, SeekletForCausalLM):
         return model
-    _check_fields(model)
-    _check_logits(model)
+    check_head(model)
     model.__class__ = _with_head_loss(type(model))
     return model
+
+
+def check_head(model: PreTrainedModel, key: str = "model.path") -> None:
+    """Check that the logits of a model are its head applied to its hidden states; `key` is where the recipe names it.
+
+    Raises:
+        RecipeError: they are more than that.
+    """
+    _check_fields(model, key)
+    _check_logits(model, key)
 
 
 def next_token_loss(
@@ -83,19 +92,19 @@ def _with_head_loss(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]
     return type(model_class.__name__, (model_class,), members)
 
 
-def _check_fields(model: PreTrainedModel) -> None:
+def _check_fields(model: PreTrainedModel, key: str) -> None:
     config = model.config.get_text_config()
     for name, neutral in LOGIT_FIELDS.items():
         value = getattr(config, name, None)
         if value not in neutral:
             raise RecipeError(
-                f"model.path: {type(model).__name__} has {name} {value} in its config; allowed: models whose logits "
+                f"{key}: {type(model).__name__} has {name} {value} in its config; allowed: models whose logits "
                 "are the output head's, since the loss is computed from the head in chunks"
             )
 
 
 @torch.no_grad()
-def _check_logits(model: PreTrainedModel) -> None:
+def _check_logits(model: PreTrainedModel, key: str) -> None:
     """Check on a few tokens what the loss relies on. A model whose weights are yet to come is taken at its word."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return
@@ -110,6 +119,6 @@ def _check_logits(model: PreTrainedModel) -> None:
     norms = [torch.linalg.vector_norm(x).item() for x in (logits - expected.to(logits.device), logits)]
     if not norms[0] <= PROBE_TOLERANCE * norms[1]:
         raise RecipeError(
-            f"model.path: the logits of {type(model).__name__} are not its output head applied to its last hidden "
+            f"{key}: the logits of {type(model).__name__} are not its output head applied to its last hidden "
             f"states (off by {norms[0] / max(norms[1], 1e-30):.1%}); allowed: models whose loss is one of the head"
         )
