@@ -3,29 +3,19 @@
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ..errors import RecipeError, RewardError
-from ..limits import NOT_EMPTY
 from .completion import OPENED, PROMPT, TOKEN_IDS, Reward, Row, begins_in_reasoning, text_of
 from .failures import Failures
 from .registry import make_reward
+from .settings import RewardSettings
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RewardSettings:
-    """One reward of a recipe: its kind, its weight in the sum, its settings, and its name in logs if not its kind."""
-
-    kind: Annotated[str, NOT_EMPTY]
-    weight: float = 1.0
-    name: Annotated[str, NOT_EMPTY] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
