@@ -2,8 +2,8 @@
 
 # N prompts, G samples of each, R = N*G rows in order of prompts, B rows still sampled
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def sample(
         eos: tokens that end a completion.
         pad: any token; nothing attends to it.
         records_routing: whether the experts that a seeklet model chooses are recorded.
-        on_tokens: told after each step how many tokens it brought.
+        on_tokens: told after each step how many tokens it brought; with drafts, once at the end.
     """
     num_rows, longest = len(prompts) * num_samples, max(map(len, prompts))
     recording: AbstractContextManager[RoutingRecord | None] = nullcontext()
@@ -85,7 +85,9 @@ def sample(
         recording = record_routing(model, num_rows, longest + sampling.max_new_tokens)
     with recording as record:
         if sampling.use_mtp:
-            return Samples(_with_drafts(model, prompts, num_samples, sampling, eos, pad), record)
+            tokens = _with_drafts(model, prompts, num_samples, sampling, eos, pad)
+            on_tokens(sum(map(len, tokens)))
+            return Samples(tokens, record)
         rows = _Rows(model, prompts, num_samples, sampling, pad, record)
         tokens = rows.run(torch.tensor(sorted(eos), device=model.device), on_tokens)
     if record is not None:
@@ -223,6 +225,17 @@ def _with_drafts(
         pad_token_id=pad,
         use_mtp=True,
     )
-    texts = model.generate(tokens, attention_mask=mask, generation_config=config)[:, tokens.shape[1] :].tolist()
+    with _own_settings_aside(model):
+        texts = model.generate(tokens, attention_mask=mask, generation_config=config)[:, tokens.shape[1] :].tolist()
     ends = (next((i + 1 for i, token in enumerate(text) if token in eos), len(text)) for text in texts)
     return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+
+@contextmanager
+def _own_settings_aside(model: Any) -> Iterator[None]:
+    """Keep `generate` from adding what the checkpoint's generation_config.json says: penalties, limits, beams."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
