@@ -34,7 +34,7 @@ def test_values_of_a_recipe(here: Path) -> None:
         "stage": "sft",
         "model": {"path": "model", "revision": "data"},
         "data": {"train": ["data/faq.csv", "hub:owner/name"], "system": "Be brief and/or polite.", "max_tokens": 5},
-        "trainer": {"run_name": "/home/jane/x", "learning_rate": 1e-4, "seed": None},
+        "trainer": {"run_name": "/srv/jane/x", "learning_rate": 1e-4, "seed": None},
         "output": {"dir": "jane/runs/x"},
     }
     assert without_folders(recipe) == recipe | {
