@@ -56,6 +56,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.bench_lora
+	$(BIN)/python -m benchmarks.bench_head_loss
 
 clean:
 	rm -rf $(VENV) build dist seeklet.egg-info .pytest_cache .ruff_cache .import_linter_cache .grimp_cache

@@ -7,7 +7,6 @@ frozen (LoRA). Time in one process, in turns; peak memory each in a fresh proces
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from benchmarks.memory import GIVE_BACK, ROOT, resident_mib
-from benchmarks.run import machine
+from benchmarks.report import keep, machine, make_folder
 from benchmarks.timing import Comparison, seconds
 from seeklet.modeling.kernels.linear_cross_entropy.reference import linear_cross_entropy
 
@@ -141,6 +140,7 @@ def main() -> None:
     if arguments.peak:
         print(peak_once(*arguments.peak))
         return
+    make_folder(parser, arguments.out)
     about = machine()
     lines = ["| what | seeklet | peer | ratio | target | met |", "|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
@@ -158,11 +158,7 @@ def main() -> None:
             ratios[f"time, {rows[peer].name}"] = round(rows[peer].ratio, 2)
             lines.append(speed_line(rows[peer]))
             print(lines[-1], flush=True)
-    stem = arguments.out / f"{about['date']}_head_loss_cpu_{about['threads']}threads"
-    stem.with_suffix(".json").write_text(json.dumps({**about, "ratios": ratios}, indent=1) + "\n")
-    note = ", ".join(f"{key} {value}" for key, value in about.items())
-    stem.with_suffix(".md").write_text("\n".join([*lines, "", note]) + "\n")
-    print(f"\n{note}\nkept in {stem}.json and .md")
+    keep(arguments.out, "head_loss", about, lines, ratios)
 
 
 if __name__ == "__main__":

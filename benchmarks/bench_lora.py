@@ -1,6 +1,6 @@
 """LoRA on the routed experts: ours beside stock transformers with PEFT's `target_parameters`, on the same weights.
 
-    python -m benchmarks.bench_lora [--repeats 9] [--skip-memory]
+    python -m benchmarks.bench_lora [--threads 2] [--repeats 9] [--skip-memory] [--out benchmarks/results]
 
 Steps are timed in turns in one process. Memory is the peak of a process that does nothing else, less the interpreter
 and its libraries: what routed experts cost is that peak with them and attention, less that with attention alone.
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from torch import nn
 
 from benchmarks.bench_model import SETTINGS, SIZES, choose_fastest, our_model, stock_model, use
 from benchmarks.memory import GIVE_BACK, REPEATS, ROOT, resident_mib
-from benchmarks.timing import Comparison, compare
+from benchmarks.report import keep, machine, make_folder
+from benchmarks.timing import Comparison, compare, speed_line
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.lora.attach import attach
+from seeklet.modeling.kernels.grouped_lora import op
+from tests.kernels.memory import largest_tensor_made
 
 RANK = 16
 ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
@@ -130,14 +133,38 @@ def _name(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
 
-def main() -> None:
-    """Print the table."""
-    from benchmarks.run import machine, speed_line
+def largest_tensor(side: str) -> float:
+    """Return the largest tensor that a step makes, its operators' own included, in numbers of the smaller stack."""
+    make = our_adapted if side == "ours" else stock_adapted
+    model = make(torch.float32, attention=False, experts=True).train()
+    optimizer = _adamw(model)
+    made = largest_tensor_made(lambda: lora_step(model, optimizer, STEPS[0][1]), (op._forward, op._backward))
+    return made / (SIZES["n_routed_experts"] * SIZES["hidden_size"] * SIZES["moe_intermediate_size"])
 
+
+def memory_lines(ratios: dict[str, float]) -> Iterator[str]:
+    """Measure memory; give the lines of the table, and add to `ratios`."""
+    largest = {side: largest_tensor(side) for side in ("ours", "peer")}
+    what = "largest tensor made in a step, in stacks of down projections"
+    ratios[what] = round(largest["ours"], 3)
+    met = "yes" if largest["ours"] < 1 else "no"
+    yield f"| {what} | {largest['ours']:.2f} | {largest['peer']:.2f} | | below 1x | {met} |"
+    for dtype in ("float32", "bfloat16"):
+        row = measure_memory(dtype)
+        what = f"peak memory that routed experts add to LoRA on attention, B={BATCH} T={MEMORY_LENGTH}, {dtype}"
+        ratios[what] = round(row["ratio"], 2)
+        met = "yes" if row["ratio"] <= MEMORY_TARGET else "no"
+        cells = f"{row['ours']:.0f} MiB | {row['peer']:.0f} MiB | {row['ratio']:.2f}x | {MEMORY_TARGET:g}x | {met}"
+        yield f"| {what} | {cells} |"
+
+
+def main() -> None:
+    """Measure, print the table, and keep it under `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="PyTorch's threads")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved repeats of every comparison")
     parser.add_argument("--skip-memory", action="store_true", help="leave out memory, read from Linux's /proc")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the result files")
     parser.add_argument("--peak", nargs=5, metavar="...", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -147,16 +174,19 @@ def main() -> None:
         side, dtype, experts, *setting = arguments.peak
         print(json.dumps(peak_mib(side, dtype, experts == "1", (setting[0], setting[1]))))
         return
-    print("| what | seeklet, ms | transformers + PEFT, ms | ratio | target | met |\n|---|---|---|---|---|---|")
+    make_folder(parser, arguments.out)
+    lines = ["| what | seeklet, ms | transformers + PEFT, ms | ratio | target | met |", "|---|---|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    ratios: dict[str, float] = {}
     for dtype, length, target in STEPS:
-        print(speed_line(compare_lora(dtype, length, target, arguments.repeats)), flush=True)
-    for dtype in () if arguments.skip_memory else ("float32", "bfloat16"):
-        row = measure_memory(dtype)
-        met = "yes" if row["ratio"] <= MEMORY_TARGET else "no"
-        what = f"peak memory that routed experts add to LoRA on attention, B={BATCH} T={MEMORY_LENGTH}, {dtype}"
-        cells = f"{row['ours']:.0f} MiB | {row['peer']:.0f} MiB | {row['ratio']:.2f}x | {MEMORY_TARGET:g}x | {met}"
-        print(f"| {what} | {cells} |", flush=True)
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+        row = compare_lora(dtype, length, target, arguments.repeats)
+        ratios[row.name] = round(row.ratio, 2)
+        lines.append(speed_line(row))
+        print(lines[-1], flush=True)
+    for line in () if arguments.skip_memory else memory_lines(ratios):
+        lines.append(line)
+        print(line, flush=True)
+    keep(arguments.out, "lora", machine(), lines, ratios)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ python -m benchmarks.run [--threads 2] [--repeats 9] [--skip-loading] [--out ben
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import torch
 import transformers
 
 from benchmarks import bench_model, loading, memory
-from benchmarks.timing import Comparison
+from benchmarks.report import keep, machine, make_folder
+from benchmarks.timing import speed_line
 
 # (what, dtype, at least so many times faster)
 SPEED = (
@@ -29,35 +27,6 @@ SPEED = (
     (bench_model.compare_training, torch.bfloat16, 1.5),
 )
 MEMORY_TARGET, LOADING_TARGET = 0.8, 1.0
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures depend on: processor, cores, versions, date."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": "not yet run on a GPU",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def speed_line(row: Comparison) -> str:
-    """Return one line of the table, milliseconds as median (smallest-largest)."""
-    cells = [
-        f"{median * 1e3:.1f} ({low * 1e3:.1f}-{high * 1e3:.1f})"
-        for median, (low, high) in ((row.ours_s, row.ours_range), (row.peer_s, row.peer_range))
-    ]
-    met = "yes" if row.ratio >= row.target else "no"
-    return f"| {row.name} | {cells[0]} | {cells[1]} | {row.ratio:.2f}x | {row.target:g}x | {met} |"
 
 
 def memory_lines(result: dict[str, dict[str, dict[str, float]]]) -> list[str]:
@@ -103,10 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats take a number from 1")
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out {arguments.out}: {error.strerror}")
+    make_folder(parser, arguments.out)
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     about = machine()
@@ -133,11 +99,7 @@ def main() -> None:
         loaded = loading.measure()
         ratios.update({f"loading, {f}": round(v, 2) for f, v in loaded["ratios"].items()})
         add(loading_lines(loaded))
-    stem = arguments.out / f"{about['date']}_cpu_{about['threads']}threads"
-    stem.with_suffix(".json").write_text(json.dumps({**about, "ratios": ratios}, indent=1) + "\n")
-    note = ", ".join(f"{key} {value}" for key, value in about.items())
-    stem.with_suffix(".md").write_text("\n".join([*lines, "", note]) + "\n")
-    print(f"\n{note}\nkept in {stem}.json and .md")
+    keep(arguments.out, "", about, lines, ratios)
 
 
 if __name__ == "__main__":

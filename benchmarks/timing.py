@@ -46,3 +46,13 @@ def compare(
             times[side].append(seconds(call))
     (mine, other), medians = times, [statistics.median(side) for side in times]
     return Comparison(name, target, medians[0], (min(mine), max(mine)), medians[1], (min(other), max(other)))
+
+
+def speed_line(row: Comparison) -> str:
+    """Return one line of the table, milliseconds as median (smallest-largest)."""
+    cells = [
+        f"{median * 1e3:.1f} ({low * 1e3:.1f}-{high * 1e3:.1f})"
+        for median, (low, high) in ((row.ours_s, row.ours_range), (row.peer_s, row.peer_range))
+    ]
+    met = "yes" if row.ratio >= row.target else "no"
+    return f"| {row.name} | {cells[0]} | {cells[1]} | {row.ratio:.2f}x | {row.target:g}x | {met} |"
