@@ -1,0 +1,7 @@
+"""Rejection sampling: many attempts at each prompt, the right and well-made ones kept as a dataset for fine-tuning."""
+
+from .report import RolloutReport
+from .run import Origin, rollout
+from .settings import RolloutSettings
+
+__all__ = ["Origin", "RolloutReport", "RolloutSettings", "rollout"]

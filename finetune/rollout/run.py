@@ -1,0 +1,215 @@
+"""Rejection sampling from prompts to the dataset: resumable at any moment, the same however often it was stopped."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from ..atomic_files import replaced_file
+from ..attempts import Attempts, Sampler, make_sampler
+from ..errors import RecipeError
+from ..evaluation.progress import row_progress
+from ..evaluation.questions import end_tokens
+from ..prompts.read import Prompt, read_prompts
+from ..prompts.settings import PromptSettings
+from ..published import without_folders
+from ..rewards import RewardSet
+from .admission import Admitted, admit, said_by_users
+from .attempt_file import AttemptFile
+from .choice import judge, share_right
+from .dataset import Origin, make_row, public_source
+from .overlap import EvaluationIndex
+from .report import SHOWN_OVERLAPS, RolloutReport, name_difficulty, write_report
+from .settings import RolloutSettings
+
+DATASET, UNSOLVED, ATTEMPTS = "dataset.jsonl", "unsolved.jsonl", "attempts.jsonl"
+# Of each tensor of a model, as many values go into its fingerprint.
+FINGERPRINT_VALUES = 16
+
+
+def rollout(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    rewards: RewardSet,
+    settings: RolloutSettings,
+    folder: Path,
+    origin: Origin,
+    *,
+    held_out: Sequence[Prompt] = (),
+    sampler: Sampler | None = None,
+    console: Console | None = None,
+) -> RolloutReport:
+    """Return the report of rejection sampling, after writing it and the dataset into `folder`.
+
+    `attempts.jsonl` holds every attempt; a rollout that was stopped goes on behind the last prompt in it, and one that
+    was done and has other filters now is not sampled again. `dataset.jsonl` and the report are written whole, when all
+    attempts are made.
+
+    Args:
+        model: samples, unless there is a `sampler`.
+        tokenizer: the model's.
+        prompts: problems; later ones that ask the same are left out.
+        rewards: score the attempts.
+        settings: see there.
+        folder: is made if it is not there.
+        origin: goes into the provenance of each row.
+        held_out: problems of evaluations, beside those of `settings.evaluation_sets`.
+        sampler: another engine that samples, with the same seed the same.
+        console: shows the progress.
+
+    Raises:
+        RecipeError: the folder holds another rollout, or a setting names a reward that there is none of.
+        DataError: prompts cannot be read, or what was sampled is damaged.
+        TrainingError: another process samples into the folder; or too many attempts could not be scored.
+        OSError: a file cannot be written.
+    """
+    console = console or Console(quiet=True)
+    check_min_rewards(settings, rewards)
+    sampler = sampler or make_sampler(model, tokenizer, settings.sampling, settings.batch_size)
+    ends = end_tokens(tokenizer, getattr(model, "generation_config", None))
+    attempts = Attempts(
+        tokenizer, rewards, sampler, ends, threshold=settings.threshold, chat_template=settings.chat_template
+    )
+    index = index_evaluation_sets(settings, held_out)
+    admitted = admit(prompts, attempts.encode, index, settings.max_prompt_tokens)
+    file = AttemptFile(folder / ATTEMPTS, describe(admitted, rewards, settings, origin))
+    with file.opened():
+        sample_missing(file, attempts, admitted, settings, console)
+        report = write_dataset(file, admitted, len(prompts), index, settings, origin, folder)
+    write_report(report, without_folders(asdict(settings)), folder)
+    return report
+
+
+def check_min_rewards(settings: RolloutSettings, rewards: RewardSet) -> None:
+    """Check that `min_rewards` names rewards there are.
+
+    Raises:
+        RecipeError: it doesn't.
+    """
+    if unknown := set(settings.min_rewards) - set(rewards.names):
+        raise RecipeError(f'min_rewards: there is no reward "{min(unknown)}"; allowed: {", ".join(rewards.names)}')
+
+
+def index_evaluation_sets(settings: RolloutSettings, held_out: Sequence[Prompt] = ()) -> EvaluationIndex:
+    """Return the index of what users say in the evaluation sets.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    prompts = list(held_out)
+    if settings.evaluation_sets:
+        prompts += read_prompts(PromptSettings(train=settings.evaluation_sets))[0]
+    texts = ((said_by_users(prompt), prompt.source) for prompt in prompts)
+    return EvaluationIndex(texts, settings.ngram, settings.min_ngram)
+
+
+def describe(admitted: Admitted, rewards: RewardSet, settings: RolloutSettings, origin: Origin) -> dict[str, Any]:
+    """Return what all attempts follow from: a rollout that goes on must have the same."""
+    texts = [{"prompt": each.ids, "columns": prompt.columns} for prompt, each in _pairs(admitted)]
+    each = zip(rewards.names, rewards.weights, rewards.rewards, strict=True)
+    return {
+        "format": 1,
+        **asdict(origin),
+        "seed": settings.seed,
+        "num_samples": settings.num_samples,
+        "batch_size": settings.batch_size,
+        "sampling": asdict(settings.sampling),
+        "threshold": settings.threshold,
+        "rewards": [{"name": name, "weight": weight, "reward": repr(reward)} for name, weight, reward in each],
+        "prompts": hashlib.blake2b(json.dumps(texts, default=str).encode(), digest_size=8).hexdigest(),
+    }
+
+
+def sample_missing(
+    file: AttemptFile, attempts: Attempts, admitted: Admitted, settings: RolloutSettings, console: Console
+) -> None:
+    """Make the attempts that the file lacks, a batch of prompts at a time.
+
+    Batches are the same in every run, and each has a seed of its own: it does not matter which were made before.
+    """
+    size = max(1, settings.batch_size // settings.num_samples)
+    starts = range(0, len(admitted.prompts), size)
+    missing = [start for start in starts if any(number not in file for number in _batch(admitted, start, size))]
+    total = sum(len(_batch(admitted, start, size)) for start in missing)
+    if not total:
+        return
+    with row_progress(console, "sampling, prompts", total) as advance:
+        for start in missing:
+            batch = _batch(admitted, start, size)
+            part = slice(batch.start, batch.stop)
+            made = attempts.make(
+                admitted.prompts[part], admitted.encoded[part], settings.num_samples, batch_seed(settings.seed, start)
+            )
+            file.add(dict(zip(batch, made, strict=True)))
+            advance(len(batch))
+
+
+def batch_seed(seed: int, start: int) -> int:
+    """Return the seed of the batch that begins with prompt `start`: 63 bits that no other batch or seed shares."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{start}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def write_dataset(
+    file: AttemptFile,
+    admitted: Admitted,
+    num_prompts: int,
+    index: EvaluationIndex,
+    settings: RolloutSettings,
+    origin: Origin,
+    folder: Path,
+) -> RolloutReport:
+    """Write the dataset, and the prompts that were never solved where they are asked for; return the report.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    overlaps = [(public_source(prompt), public_source(place)) for prompt, place in admitted.overlaps[:SHOWN_OVERLAPS]]
+    report = RolloutReport(num_prompts, dict(admitted.left_out), overlaps=overlaps)
+    with ExitStack() as stack:
+        dataset = stack.enter_context(stack.enter_context(replaced_file(folder / DATASET)).open("w", encoding="utf-8"))
+        unsolved = None
+        if settings.never_solved == "list":
+            beside = stack.enter_context(replaced_file(folder / UNSOLVED))
+            unsolved = stack.enter_context(beside.open("w", encoding="utf-8"))
+        for number, prompt in enumerate(admitted.prompts):
+            made = file.read(number)
+            share = share_right(made)
+            objections = judge(made, settings, index)
+            for sample, (attempt, objection) in enumerate(zip(made, objections, strict=True)):
+                if objection is None:
+                    dataset.write(_line(make_row(prompt, attempt, sample, share, origin, settings)))
+            if unsolved is not None and not share:
+                unsolved.write(_line({"messages": prompt.messages, **prompt.columns}))
+            report.count(made, objections, name_difficulty(share))
+    report.check()
+    return report
+
+
+def fingerprint_weights(model: torch.nn.Module) -> str:
+    """Return 16 hexadecimal digits that change when a model is trained: of some values of each of its tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        chosen = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
+        digest.update(f"{name} {tuple(tensor.shape)} {chosen.double().tolist()}".encode())
+    return digest.hexdigest()
+
+
+def _batch(admitted: Admitted, start: int, size: int) -> range:
+    return range(start, min(start + size, len(admitted.prompts)))
+
+
+def _pairs(admitted: Admitted) -> Iterator[Any]:
+    return zip(admitted.prompts, admitted.encoded, strict=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
