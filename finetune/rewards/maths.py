@@ -9,7 +9,7 @@ from .completion import Row, answer_of, read_text
 from .verifier import ask
 
 # The last one of a text counts.
-ANCHOR = re.compile(r"\banswer(?: is|:)[\s*]*(.*)", re.IGNORECASE)
+ANCHOR = re.compile(r"\banswer(?: is|:)[\s*]*", re.IGNORECASE)
 BOXES = re.compile(r"\\f?boxed\s*\{")
 # What surrounds an expression: Markdown's emphasis, LaTeX's signs of a formula, a full stop.
 AROUND = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("", "."))
@@ -63,11 +63,10 @@ def find_result(answer: str, boxed: bool = False) -> str:
     >>> find_result("We add.\\n**Answer:** $12$.")
     '12'
     """
-    inside = last_box(answer)
-    if inside is not None or boxed:
-        return _bare(inside or "")
-    if anchored := ANCHOR.findall(answer.replace("**", "")):
-        return _bare(anchored[-1])
+    if boxed or BOXES.search(answer):
+        return _bare(last_box(answer) or "")
+    if anchors := list(ANCHOR.finditer(answer)):
+        return _bare(answer[anchors[-1].end() :].split("\n")[0].replace("**", ""))
     lines = [line for line in answer.splitlines() if line.strip()]
     return _bare(lines[-1]) if lines else ""
 

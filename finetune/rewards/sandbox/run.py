@@ -1,9 +1,9 @@
 """Running Python code that nobody has read, such as a model's, in a process that can do little harm."""
 
+import errno
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, Any, Literal
 
 from .process import installed_paths, python_command, python_folders
@@ -195,7 +194,8 @@ def _kill(process: subprocess.Popen[bytes], report: IO[bytes]) -> None:
 def _is_over(folder: str, limits: Limits) -> bool:
     """Return whether the files in a folder are too many or too large; those in memory are not seen, and limited."""
     num_files = num_bytes = 0
-    for path, folders, files in os.walk(folder):
+    errors: list[OSError] = []
+    for path, folders, files in os.walk(folder, onerror=errors.append):
         num_files += len(folders) + len(files)
         for name in files:
             try:
@@ -204,7 +204,8 @@ def _is_over(folder: str, limits: Limits) -> bool:
                 continue
         if num_files > limits.num_files or num_bytes > limits.folder_mib * MIB:
             return True
-    return False
+    # Deeper than a path can say.
+    return any(error.errno == errno.ENAMETOOLONG for error in errors)
 
 
 def _read_outcome(
@@ -267,7 +268,9 @@ def _read(file: IO[bytes]) -> str:
 
 
 def _remove(folder: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if Path(folder).exists():
-        # Folders in folders beyond the depth that Python's own function can follow.
+    try:
+        # Empty, unless the sandbox had no folder in memory.
+        os.rmdir(folder)
+    except OSError:
+        # By a program that follows folders in folders to any depth, which Python's function does not.
         subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
