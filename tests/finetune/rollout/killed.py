@@ -1,0 +1,38 @@
+"""A rollout of a nano model, for a test to kill: `python killed.py FOLDER`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seeklet.finetune.demo.tokenizer import VOCABULARY
+from seeklet.finetune.rewards import RewardSet, RewardSettings
+from seeklet.finetune.rollout import Origin, RolloutReport, RolloutSettings, rollout
+from seeklet.finetune.rollout.run import fingerprint_weights
+from tests.finetune.rollout.attempts import TOKENIZER, sums
+from tests.modeling.nano import build_ours
+
+SIZES: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+NUM_PROMPTS = 24
+
+
+def run(folder: Path, use_mtp: bool = False) -> RolloutReport:
+    """Return the report of a rollout that takes any answer of an even number of tokens for right."""
+    torch.set_num_threads(1)
+    model = build_ours(**SIZES, num_nextn_predict_layers=1)
+    rewards = RewardSet([RewardSettings("overlong", settings={"max_tokens": 8, "buffer_tokens": 6})])
+    settings = RolloutSettings(
+        threshold=-0.5,
+        max_new_tokens=12,
+        batch_size=8,
+        requires_format=False,
+        requires_reasoning=False,
+        use_mtp=use_mtp,
+    )
+    origin = Origin("nano", weights=fingerprint_weights(model))
+    return rollout(model, TOKENIZER, sums(NUM_PROMPTS), rewards, settings, folder, origin)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
