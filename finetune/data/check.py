@@ -1,6 +1,7 @@
 """Everything that is in the files and everything that is wrong with it, before any model is loaded."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from .read import read
 from .repeated_rows import RepeatedRows
 from .rows import Row, Source
 from .scan import scan_row
+from .scan_filter import suspicious
 from .settings import DataSettings
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from .token_check import TokenCheck
 
 
-# Enough for a tokenizer's threads.
-_TOKENIZED_ROWS = 256
+# Rows looked at together: enough for a tokenizer's threads.
+_BATCH_ROWS = 256
 
 
 @dataclass
@@ -115,7 +117,6 @@ class _Check:
         """Read the file with this number."""
         file = self.files[index]
         bad = Source("")
-        scan = self._settings.scan
         waiting: list[Row] = []
 
         def layout_seen(name: str, layout: Layout) -> None:
@@ -124,22 +125,17 @@ class _Check:
 
         for item in read(self._settings, [file.name], advance, layout_seen):
             if isinstance(item, Row):
-                file.rows += 1
-                self._counts.add(item)
-                self._repeated.add(item, index)
-                if scan:
-                    self._scan(item, file)
-                if self._tokens:
-                    waiting.append(item)
-                    if len(waiting) == _TOKENIZED_ROWS:
-                        self._check_tokens(waiting, file)
+                waiting.append(item)
+                if len(waiting) == _BATCH_ROWS:
+                    self._look_at(waiting, index)
+                    waiting = []
                 continue
             self._problems.add(item)
             if item.severity == "error" and item.scope == "row" and item.source != bad:
                 bad = item.source
                 file.rows += 1
                 file.bad_rows += 1
-        self._check_tokens(waiting, file)
+        self._look_at(waiting, index)
 
     def report(self) -> CheckReport:
         """Return what was found in all files."""
@@ -148,22 +144,25 @@ class _Check:
         near = self._repeated.near_rows
         return CheckReport(self.files, self._counts, self._problems, near, self._settings.scan, self._tokens, seconds)
 
-    def _scan(self, row: Row, file: FileReport) -> None:
-        if findings := scan_row(row):
-            self._add(
-                [Flaw(name, str(found), found.kind, self._secret_severity) for name, found in findings], row, file
-            )
-
-    def _check_tokens(self, rows: list[Row], file: FileReport) -> None:
-        """Check `rows` by the tokenizer, and empty the list."""
+    def _look_at(self, rows: list[Row], index: int) -> None:
+        """Look at sound rows of the file with this number."""
+        file = self.files[index]
+        file.rows += len(rows)
+        for row in rows:
+            self._counts.add(row)
+            self._repeated.add(row, index)
+        found: defaultdict[int, list[Flaw]] = defaultdict(list)
+        if self._settings.scan:
+            for number in suspicious(rows):
+                for name, finding in scan_row(rows[number]):
+                    found[number].append(Flaw(name, str(finding), finding.kind, self._secret_severity))
         if self._tokens and rows:
             stats = self._tokens.validation if file.for_validation else self._tokens.training
-            for row, flaws in zip(rows, self._tokens.check(rows, stats), strict=True):
-                self._add(flaws, row, file)
-        rows.clear()
-
-    def _add(self, flaws: list[Flaw], row: Row, file: FileReport) -> None:
-        """Add what was found in a converted row, by the names of the file."""
-        file.bad_rows += any(flaw.severity == "error" for flaw in flaws)
-        for flaw in flaws:
-            self._problems.add(flaw._replace(field=self._names.of(row, flaw.field)).at(row.source))
+            for number, flaws in enumerate(self._tokens.check(rows, stats)):
+                if flaws:
+                    found[number] += flaws
+        for number, flaws in sorted(found.items()):
+            row = rows[number]
+            file.bad_rows += any(flaw.severity == "error" for flaw in flaws)
+            for flaw in flaws:
+                self._problems.add(flaw._replace(field=self._names.of(row, flaw.field)).at(row.source))

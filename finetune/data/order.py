@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .problems import Severity
+from .rows import ROLES
 
 # An assistant turn that calls tools, which only tool turns may answer.
 CALL = "assistant with tool_calls"
@@ -38,6 +39,12 @@ def misplaced(turns: tuple[str, ...]) -> tuple[Misplaced, ...]:
     Empty for a sound conversation. Most files have few orders, so each is looked at once.
     """
     return _remembered(turns) if len(turns) <= _MAX_REMEMBERED_TURNS else tuple(misplaced_as_named(turns, turns, {}))
+
+
+@lru_cache(4096)
+def is_sound(roles: tuple[str, ...]) -> bool:
+    """Return whether these are known roles in a sound order, without tool calls; False for very many turns."""
+    return len(roles) <= _MAX_REMEMBERED_TURNS and set(roles) <= set(ROLES) and not misplaced(roles)
 
 
 @lru_cache(4096)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .duplicates import Places, RepeatFinder, Repeats
-from .fingerprint import fingerprint
+from .fingerprint import hashed, plain_contents, plain_conversation
 from .near_duplicates import SIMILARITY, NearDuplicateFinder
 from .problems import Problem, ProblemList, Severity
 from .rows import Row, Source
@@ -46,12 +46,13 @@ class RepeatedRows:
         """Take note of a row of the file with this number."""
         place = file << _LINE_BITS | (row.source.item or row.source.line)
         self._are_items[file] = row.source.item > 0
-        key = fingerprint(row.messages)
+        said = plain_conversation(row.messages)
+        key = hashed(said)
         self._rows.add(key, place)
         if self._validation is not None:
             self._prompts.add(split_key(row.messages), place)
         if self.num_rows < self._near_rows:
-            self._near.add(row.messages, place, key)
+            self._near.add(plain_contents(row.messages, said), place, key)
         self.num_rows += 1
 
     def tell(self, problems: ProblemList) -> None:

@@ -14,13 +14,13 @@ from .secret_rules import find_long_secrets, find_passwords
 
 # Keys and tokens, in runs of these characters, are never shorter than this.
 _LONG = b"x" * 16
-_RUNS = bytes(ord("x") if (chr(i).isalnum() and i < 128) or chr(i) in "_-+/=.:~" else ord(" ") for i in range(256))
+RUNS = bytes(ord("x") if (chr(i).isalnum() and i < 128) or chr(i) in "_-+/=.:~" else ord(" ") for i in range(256))
 # Numbers that are looked for: nine digits or more when all that may part them is left out, or seven when points are.
 # The date 2024-03-12 has eight digits and no points.
 _NINE, _SEVEN = b"0" * 9, b"0" * 7
-_DIGITS = bytes(ord("0") if i in b"0123456789" else ord(" ") for i in range(256))
+DIGITS = bytes(ord("0") if i in b"0123456789" else ord(" ") for i in range(256))
 # The question mark stands for what Latin-1 lacks: dashes other than the plain one.
-_SEPARATORS = b" ()./-?\xa0"
+SEPARATORS = b" ()./-?\xa0"
 
 
 # Parts of a message that no person wrote, and that must stay what they are.
@@ -80,13 +80,13 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
 def _signs(text: str) -> _Signs:
     # One byte per character, so that positions are the same.
     data = text.encode("latin-1", "replace")
-    marked = data.translate(_RUNS)
+    marked = data.translate(RUNS)
     runs = _long_runs(marked) if _LONG in marked else []
     emails = b"@" in data
     lowered = data.lower()
     named = b"pass" in lowered or b"pwd" in lowered or b"kennwort" in lowered or b"contrase" in lowered
-    digits = data.translate(_DIGITS, _SEPARATORS)
-    numbers = _SEVEN in digits and (_NINE in digits or _SEVEN in data.translate(_DIGITS, b"."))
+    digits = data.translate(DIGITS, SEPARATORS)
+    numbers = _SEVEN in digits and (_NINE in digits or _SEVEN in data.translate(DIGITS, b"."))
     return _Signs(runs, emails, named or (emails and b"://" in data), numbers)
 
 

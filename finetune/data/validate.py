@@ -7,7 +7,7 @@ import orjson
 
 from .formats import Draft
 from .json_text import nesting
-from .order import CALL, UNKNOWN, Misplaced, misplaced, misplaced_as_named
+from .order import CALL, UNKNOWN, Misplaced, is_sound, misplaced, misplaced_as_named
 from .problems import Flaw
 from .rows import MESSAGE_KEYS, ROLES, Message
 from .text_flaws import may_be_flawed, text_flaws
@@ -24,33 +24,31 @@ def validate(draft: Draft) -> tuple[list[Message], list[Any] | None, list[Flaw]]
 
     With a flaw of severity "error" the messages and tools are of no use.
     """
-    roles = _plain_roles(draft.messages)
-    if roles is not None and draft.tools is None and not misplaced(roles):
-        return draft.messages, None, _flaws_of_texts(draft)
+    if draft.tools is None and is_plain(draft.messages):
+        return draft.messages, None, []
     return _Explanation(draft).result()
 
 
-def _plain_roles(messages: Any) -> tuple[str, ...] | None:
-    """Return the roles where every message has a known role, some content and nothing else, as most do; else None."""
-    if type(messages) is not list or not messages:
-        return None
-    roles: list[str] = []
-    for message in messages:
-        if type(message) is not dict or len(message) != 2:
-            return None
-        role = message.get("role")
-        content = message.get("content")
-        if type(content) is not str or not content or content.isspace() or role not in ROLES:
-            return None
-        roles.append(role)
-    return tuple(roles)
+def is_plain(messages: Any) -> bool:
+    """Return whether these are messages of a role and some text each, in a sound order, with nothing to remark on.
 
-
-def _flaws_of_texts(draft: Draft) -> list[Flaw]:
-    texts = [message["content"] for message in draft.messages]
-    if not may_be_flawed("".join(texts)):
-        return []
-    return [flaw for index, text in enumerate(texts) for flaw in text_flaws(text, draft.field(index, "content"))]
+    Most are: what is not is looked at again, slowly, by what can say why.
+    """
+    if type(messages) is not list:
+        return False
+    try:
+        roles = tuple([message["role"] for message in messages])
+        texts = [message["content"] for message in messages]
+        sound = is_sound(roles) and not may_be_flawed("".join(texts))
+    # A message that is no object or lacks a key; a role or content that is no text.
+    except (TypeError, KeyError):
+        return False
+    if not sound:
+        return False
+    for message, text in zip(messages, texts, strict=True):
+        if len(message) != 2 or not text or text.isspace():
+            return False
+    return True
 
 
 class _Explanation:
@@ -85,9 +83,6 @@ class _Explanation:
 
     def _message(self, index: int, message: Any) -> Message:
         field = self.draft.field
-        if _plain_roles([message]):
-            self.flaws += text_flaws(message["content"], field(index, "content"))
-            return message
         if type(message) is not dict:
             allowed = 'allowed: an object with "role" and "content"'
             self._flaw(field(index, ""), f"is {described(message)}; {allowed}", "wrong-type")

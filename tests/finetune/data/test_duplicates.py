@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seeklet.finetune.data.duplicates import RepeatFinder
-from seeklet.finetune.data.fingerprint import fingerprint
+from seeklet.finetune.data.fingerprint import fingerprint, plain_contents, plain_conversation
 from seeklet.finetune.data.near_duplicates import NearDuplicateFinder, minhash
 
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
@@ -15,6 +15,14 @@ WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel
 
 def chat(*texts: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def plain(*texts: str) -> bytes:
+    return contents(chat(*texts))
+
+
+def contents(messages: list) -> bytes:
+    return plain_contents(messages, plain_conversation(messages))
 
 
 def same(one: list, other: list) -> bool:
@@ -111,7 +119,7 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
     rows[1501] = " ".join(rows[201].split()[:35] + rows[202].split()[35:])
     finder = NearDuplicateFinder()
     for place, row in enumerate(rows):
-        finder.add(chat(row, "Done."), place, fingerprint(chat(row)))
+        finder.add(plain(row, "Done."), place, fingerprint(chat(row)))
     repeats = finder.repeats()
     found = sorted(zip(repeats.first.tolist(), repeats.later.tolist(), strict=True))
     assert found == [(i, 1000 + i) for i in range(100)]
@@ -121,19 +129,34 @@ def test_many_copies_of_one_text_are_each_found_once_and_exact_ones_not_at_all()
     text = " ".join(WORDS) * 4
     finder = NearDuplicateFinder()
     for place in range(3000):
-        finder.add(chat(f"{text} {place % 1000}"), place, place % 1000)
+        finder.add(plain(f"{text} {place % 1000}"), place, place % 1000)
     repeats = finder.repeats()
     assert repeats.later.tolist() == list(range(1, 1000))
     assert len(set(repeats.first.tolist())) < 1000
 
 
+def test_contents_are_all_that_is_said_but_by_the_system() -> None:
+    turns = chat("Where is it?", "Over there.", "Thanks")
+    system = {"role": "system", "content": "Be brief."}
+    assert contents(turns) == contents([system, *turns]) == b"whereisit?\x1eoverthere.\x1ethanks"
+    # What else a message has, and a separator in a text, do not shift them.
+    assert contents([system, turns[0], turns[1] | {"reasoning_content": "Hm."}]) == b"whereisit?\x1eoverthere."
+    assert contents([system, *chat("a\x1eb", "c")]) == b"a\x1eb\x1ec"
+
+
 def test_system_turns_and_short_rows_do_not_make_rows_alike() -> None:
     finder = NearDuplicateFinder()
     system = {"role": "system", "content": "You are the support agent of Example Corporation, be brief. " * 10}
-    finder.add([system, *chat("My parcel has not come, and it is Monday already.", "It will be there today.")], 1, 1)
-    finder.add([system, *chat("The coffee machine leaks since I have cleaned it.", "Close the lid to the end.")], 2, 2)
-    finder.add(chat("Ok?", "Yes."), 3, 3)
-    finder.add(chat("Ok?", "Yes!"), 4, 4)
+    finder.add(
+        contents([system, *chat("My parcel has not come, and it is Monday already.", "It will be there today.")]), 1, 1
+    )
+    finder.add(
+        contents([system, *chat("The coffee machine leaks since I have cleaned it.", "Close the lid to the end.")]),
+        2,
+        2,
+    )
+    finder.add(plain("Ok?", "Yes."), 3, 3)
+    finder.add(plain("Ok?", "Yes!"), 4, 4)
     assert finder.repeats().later.tolist() == []
 
 
