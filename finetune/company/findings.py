@@ -24,6 +24,8 @@ class Stage:
 
     name: str
     wall_s: float
+    cpu_s: float
+    """Of all threads, and of processes that were started; a machine with other work to do shows in the wall's alone."""
 
 
 @dataclass(frozen=True)

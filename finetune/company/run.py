@@ -1,5 +1,6 @@
 """The company example, from the first look at the data to a chat with the merged model: a recipe, carried out."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,12 @@ def is_fast_in_bf16() -> bool:
 @contextmanager
 def _stage(name: str, stages: list[Stage], console: Console) -> Iterator[None]:
     console.rule(f"[bold]{len(stages) + 1}. {name}", align="left")
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), _cpu_s()
     yield
-    stages.append(Stage(name, time.monotonic() - start))
+    stages.append(Stage(name, time.monotonic() - start, _cpu_s() - cpu_start))
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of those that it has started and that are done."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..atomic_files import write_text
 from ..published import public_name, without_folders
+from .answers import final_answer
 from .findings import Evaluation, HarnessScores, Side
 from .generation import Answer
 from .markdown import cell, literal, quote, table
@@ -139,18 +140,21 @@ def _explanation(evaluation: Evaluation) -> str:
     def each(values: Iterable[float]) -> str:
         return " and ".join(f"{value:.0f}" for value in values)
 
+    length = sum(len(question.reference) for question in evaluation.questions)
+    shares = each(100 * sum(len(final_answer(answer.text)) for answer in side.answers) / length for side in sides)
     num_cut = each(sum(not answer.finished for answer in side.answers) for side in sides)
     lengths = each(sum(answer.num_tokens for answer in side.answers) / len(side.answers) for side in sides)
     text += (
         f" The other figures are over {len(evaluation.questions):,} answers to held-out questions, greedy, of at most "
-        f"{settings['max_new_tokens']} tokens ({lengths} on average, {num_cut} cut off), with reasoning left out of "
-        f"what is scored. Generating them ran at {each(side.tokens_per_s for side in sides)} tokens a second, "
+        f"{settings['max_new_tokens']} tokens ({lengths} on average, {num_cut} cut off; {shares} % as long as those in "
+        f"the data), with reasoning left out of what is scored. Generating them ran at "
+        f"{each(side.tokens_per_s for side in sides)} tokens a second, "
         f"{settings['batch_size']} at a time"
         f"{', with multi-token-prediction drafts' if settings['use_mtp'] else ''}."
     )
     if CHRF in evaluation.before.rows:
         text += " chrF counts what of the reference is found twice as much as what of the answer is, so it favours "
-        text += "long answers; ROUGE weighs both alike."
+        text += "answers that are longer than those in the data; ROUGE weighs both alike."
     return text
 
 

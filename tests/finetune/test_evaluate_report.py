@@ -62,7 +62,8 @@ def test_markdown(tmp_path: Path) -> None:
     answer = "&lt;think>3\\|4&lt;/think><br>It \\*costs\\* 7. *(cut off after 9 tokens)*"
     assert f"| {answer} | {answer} | 7 |" in text
     # Twelve tokens in two seconds; one of two was cut off, on each side.
-    assert "(6 and 6 on average, 1 and 1 cut off)" in text
+    # Where the data has 1 + 4 characters they have 13 + 4, the reasoning left out.
+    assert "(6 and 6 on average, 1 and 1 cut off; 340 and 340 % as long as those in the data)" in text
     assert "ran at 6 and 6 tokens a second, 4 at a time, with multi-token-prediction drafts." in text
     assert "chrF" not in text
     assert "| gsm8k | acc | 0.2500 ± 0.0500 | 0.5000 |" in text

@@ -40,7 +40,8 @@ def build(root: Path, losses: list[float], rouge: list[float], **changes: Any) -
     evaluation = Evaluation(before, after, 3, [question], {}, {"num_samples": 1, "use_mtp": False}, {})
     stock = StockChat("stock.Model", "5.22.2", [], [], False, [1.0], [CHAT])
     parts: dict[str, Any] = {"stock": stock, "largest_loss_difference": 1e-5, "shared_questions": []}
-    return Findings(recipe=recipe, data=None, evaluation=evaluation, stages=[Stage("train", 3.4)], **(parts | changes))  # pyright: ignore[reportArgumentType]
+    stages = [Stage("check", 1.0, 0.5), Stage("train", 3.4, 6.6)]
+    return Findings(recipe=recipe, data=None, evaluation=evaluation, stages=stages, **(parts | changes))  # pyright: ignore[reportArgumentType]
 
 
 def test_nothing_fails(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_report(tmp_path: Path) -> None:
     # What a model or a customer writes is shown as it is.
     assert "**user**\n\n> What does \\*it\\* cost?  \n\n**assistant**\n\n> &lt;b>7&lt;/b> crowns  \n" in text
     assert "![train loss](run/plots/train_loss.png)" in text
-    assert "CC BY 4.0" in text and "| **all** | **3** |" in text
+    assert "CC BY 4.0" in text and "| train | 3 | 7 |\n| **all** | **4** | **7** |" in text
 
 
 def test_recipe_holds_out_whole_questions(tmp_path: Path) -> None:
