@@ -114,8 +114,8 @@ def no_number_finding(log: Sequence[Mapping[str, Any]], keys: Mapping[str, Any])
     """Return a warning where the mean of a reward was no number in some step, else None."""
     for entry in log:
         for key in keys:
-            value = entry.get(key)
-            if isinstance(value, float) and not math.isfinite(value):
+            # Trainer writes null for what is no number.
+            if key in entry and (entry[key] is None or not math.isfinite(entry[key])):
                 at = f" at step {entry['step']}" if "step" in entry else ""
-                return f"{key} was {value}{at}: no reward has anything to say about that step's rows"
+                return f"{key} was no number{at}: it has nothing to say about any row of that step"
     return None

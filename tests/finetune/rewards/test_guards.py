@@ -53,11 +53,13 @@ def test_entropy() -> None:
 
 
 def test_rewards_that_are_no_number() -> None:
-    log = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": math.nan}, {"step": 3, "loss": 1.0}]
-    assert no_number_finding(log, {"reward": (0, 1)}) == (
-        "reward was nan at step 2: no reward has anything to say about that step's rows"
-    )
-    assert no_number_finding(log[:1], {"reward": (0, 1)}) is None
+    for value in (math.nan, None):
+        log = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": value}, {"step": 3, "loss": 1.0}]
+        assert no_number_finding(log, {"reward": (0, 1)}) == (
+            "reward was no number at step 2: it has nothing to say about any row of that step"
+        )
+    log = [{"step": 1, "reward": 0.5}, {"step": 3, "loss": 1.0}]
+    assert no_number_finding(log, {"reward": (0, 1)}) is None
 
 
 def test_what_is_watched_says_whether_tasks_are_done() -> None:
