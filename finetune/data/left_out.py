@@ -29,12 +29,20 @@ def left_out(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, row: Ro
 
 
 def _left_out_message(row: Row, text: str) -> str | None:
+    # Where what was said last ends. Turns stand in their order, reasoning before its answer: a text that has been there
+    # already is another one's. System messages and tools' answers may stand anywhere.
+    end = 0
     for i, message in enumerate(row.messages):
-        for name in ("content", "reasoning_content"):
+        in_order = message["role"] in ("user", "assistant")
+        for name in ("reasoning_content", "content"):
             # Templates part the reasoning of a content that holds it from the rest.
-            parts = message.get(name, "").replace(THINK, END_THINK).split(END_THINK)
-            if not all(_is_in(part.strip(), text) for part in parts):
-                return f"messages[{i}].{name}"
+            for part in message.get(name, "").replace(THINK, END_THINK).split(END_THINK):
+                found = _end_of(part.strip(), text, end if in_order else 0)
+                if found < 0:
+                    # An answer that only stands before its reasoning took the place of that.
+                    is_shifted = "reasoning_content" in message and _end_of(part.strip(), text, 0) >= 0
+                    return f"messages[{i}].{'reasoning_content' if is_shifted else name}"
+                end = found if in_order else end
         for k, call in enumerate(message.get("tool_calls", ())):
             if call["function"]["name"] not in text:
                 return f"messages[{i}].tool_calls[{k}]"
@@ -86,5 +94,13 @@ def _same(most: int, holds: Any) -> int:
 
 
 def _is_in(part: str, text: str) -> bool:
+    return _end_of(part, text, 0) >= 0
+
+
+def _end_of(part: str, text: str, start: int) -> int:
+    """Return where `part` ends the first time it stands in `text` behind `start`, or -1."""
     # What tools answer is JSON in some templates, and so are tools in most.
-    return part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text
+    for written in (part, json.dumps(part, ensure_ascii=False)[1:-1]):
+        if (found := text.find(written, start)) >= 0:
+            return found + len(written)
+    return -1

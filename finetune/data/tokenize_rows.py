@@ -24,6 +24,7 @@ from .rows import Row
 from .scan import texts_of
 from .template import ChatTemplate, Rendered, render
 from .text_flaws import special_token_flaws, special_token_pattern
+from .wording import quoted
 
 # Long enough that handing a batch to another process costs nothing against tokenising it, some 0.1 s.
 _BATCH = 256
@@ -97,6 +98,7 @@ class RowTokenizer:
 
     def _render(self, row: Row) -> Rendered | list[Flaw]:
         flaws = [flaw for field, text in texts_of(row) for flaw in special_token_flaws(text, field, self._special)]
+        flaws += _tag_flaws(row)
         try:
             rendered = render(self.tokenizer, self.template, row.messages, row.tools)
         except TemplateError as error:
@@ -127,6 +129,19 @@ class RowTokenizer:
                 return TokenRow(row, input_ids, mask, True, joined)
             message += ", and before the cut nothing to train on"
         return _refused(row, [Flaw("", message, "too-long")])
+
+
+def _tag_flaws(row: Row) -> list[Flaw]:
+    """Return where tags of reasoning stand in a turn whose reasoning is a field: templates write the tags of that."""
+    allowed = "allowed: reasoning and answer without tags, or both in one content with them"
+    return [
+        Flaw(f"messages[{i}].{name}", f"holds {quoted(tag)}; {allowed}", "reasoning-tags")
+        for i, message in enumerate(row.messages)
+        if "reasoning_content" in message
+        for name in ("reasoning_content", "content")
+        for tag in (THINK, END_THINK)
+        if tag in message[name]
+    ]
 
 
 def _refused(row: Row, flaws: list[Flaw]) -> RefusedRow:

@@ -63,6 +63,26 @@ def test_reasoning_deleted_by_the_published_template_is_noticed(tokenizer: PreTr
     assert field_left_out(tokenizer, trims, [{"role": "user", "content": " a "}]) is None
 
 
+def test_reasoning_whose_words_stand_in_the_answer_is_noticed(tokenizer: PreTrainedTokenizerBase) -> None:
+    own = own_template(tokenizer)
+    assert own is not None
+    user, answer = {"role": "user", "content": "2 + 2 = 4?"}, {"role": "assistant", "content": "Yes, 4"}
+    for reasoning in ("4", "Yes", "Yes, 4"):
+        chat = [user, answer | {"reasoning_content": reasoning}, user, answer]
+        assert field_left_out(tokenizer, own, chat[:2]) == "messages[1].reasoning_content"
+        assert field_left_out(tokenizer, shipped("deepseek-v3"), chat) is None
+    repeated = [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}] * 2
+    assert field_left_out(tokenizer, shipped("deepseek-v3"), repeated) is None
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "qwen2_5", "qwen3", "llama3"])
+def test_published_templates_write_long_chats_whole(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """The same short words over and over, a system message that holds them, and answers that begin with blank space."""
+    words = ["Hi", "Yes", "Hi Yes", "\n Yes", "e"]
+    turns = [{"role": role, "content": word} for word in words for role in ("user", "assistant")]
+    assert field_left_out(tokenizer, published(name), [{"role": "system", "content": "Yes, e Hi"}, *turns]) is None
+
+
 @pytest.mark.parametrize("tools", [TOOLS, [TRACK], [{"type": "function", "function": TRACK}]])
 def test_tools_that_only_a_call_names_are_left_out(tokenizer: PreTrainedTokenizerBase, tools: list[Any]) -> None:
     """DeepSeek's templates write no tools, and the call of one writes its name and its parameters' names."""

@@ -184,6 +184,25 @@ def test_special_tokens_in_a_text_are_refused_with_all_else(tokenizer: PreTraine
     assert isinstance(kept, TokenRow), "the end of another model's turn is text"
 
 
+def test_reasoning_in_tags_twice_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The template writes the tags of a field; a second end of reasoning would be learned."""
+    rows = [
+        row_of("Hi", "Ho", reasoning_content="<think>1</think>"),
+        row_of("Hi", "<think>1</think>Ho", reasoning_content="1", line=2),
+        row_of("What ends reasoning?", "</think> does"),
+    ]
+    first, second, third = row_tokenizer(tokenizer)(rows)
+    assert isinstance(first, RefusedRow) and isinstance(second, RefusedRow) and isinstance(third, TokenRow)
+    allowed = "allowed: reasoning and answer without tags, or both in one content with them"
+    assert [str(problem) for problem in first.problems] == [
+        f'a.jsonl:1: messages[1].reasoning_content holds "<think>"; {allowed}',
+        f'a.jsonl:1: messages[1].reasoning_content holds "</think>"; {allowed}',
+    ]
+    assert [(problem.field, problem.kind) for problem in second.problems] == [
+        ("messages[1].content", "reasoning-tags")
+    ] * 2
+
+
 def test_tags_of_reasoning_are_text_where_a_tokenizer_calls_them_special(tokenizer: PreTrainedTokenizerBase) -> None:
     other: Any = deepcopy(tokenizer)
     other.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
