@@ -3,7 +3,8 @@
 import re
 import unicodedata
 
-THINK, END_OF_THINKING = "<think>", "</think>"
+from ..reasoning import END_THINK, THINK
+
 # Signs that quote or end an answer without changing it; not "-", "%" or "$", which do.
 _TRIMMED = " \t\n.,;:!?\"'`*“”‘’«»"
 
@@ -14,8 +15,8 @@ def final_answer(text: str, thinking: bool = False) -> str:
     Without a `</think>` it is the whole text; but nothing, when the text (or, where `thinking`, the prompt) has opened
     reasoning that was cut off before it ended.
     """
-    if END_OF_THINKING in text:
-        return text.rsplit(END_OF_THINKING, 1)[1].strip()
+    if END_THINK in text:
+        return text.rsplit(END_THINK, 1)[1].strip()
     if thinking or text.lstrip().startswith(THINK):
         return ""
     return text.strip()

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.rows import Row
 from ..data.template import ChatTemplate, render
 from ..published import public_name
-from .answers import THINK, final_answer
+from ..reasoning import opens_reasoning
+from .answers import final_answer
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ def read_questions(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, temp
         prompt = render(tokenizer, template, before, row.tools, add_generation_prompt=True).text
         # As training does: the template has written the special tokens already.
         ids = cast(list[int], tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        thinking = prompt.rstrip().endswith(THINK)
         source = str(row.source._replace(file=public_name(row.source.file)))
-        questions.append(Question(before, reference, source, ids, thinking))
+        questions.append(Question(before, reference, source, ids, opens_reasoning(prompt)))
     return questions
 
 
