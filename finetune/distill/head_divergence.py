@@ -88,8 +88,12 @@ def head_bucket_divergence(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         student = log_softmax(student_head(student_CH)[:, :num_shared], temperature)
         buckets = bucket_log_probs(student, tokens_CK.long().to(student.device))
-        wide = teacher.to(student).log_softmax(-1)
-        return generalized_jsd(buckets, wide, beta), entropy_of(student.detach())
+        teacher = teacher.to(student)
+        if tokens_CK.shape[-1] == student.shape[-1]:
+            # There are no others.
+            buckets, teacher = buckets[:, :-1], teacher[:, :-1]
+        # What was rounded adds up to 1 again.
+        return generalized_jsd(buckets, teacher.log_softmax(-1), beta), entropy_of(student.detach())
 
     return _in_chunks(distances, _chunk_rows(student_head), student_TH, tokens_TK, log_probs)
 

@@ -97,7 +97,8 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
             max_shard_gb=max_shard_gb,
         )
         bare.config.use_cache = uses_cache
-        self._mtp_loss, self._drafts = mtp_loss, drafts and self._seeklet is not None
+        self._mtp_loss: MtpLoss = mtp_loss
+        self._drafts = drafts and self._seeklet is not None
         self._teacher_tokenizer = teacher_tokenizer
         self._check_vocabularies(teacher)
         teacher = teacher.eval().requires_grad_(False)
@@ -135,7 +136,8 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         return EpochRepeatSampler(theirs.data_source, **{name: getattr(theirs, name) for name in names})
 
     def _check_vocabularies(self, teacher: PreTrainedModel) -> None:
-        heads: list[Any] = [bare_model(self.model).get_output_embeddings(), teacher.get_output_embeddings()]
+        student: Any = self.model
+        heads: list[Any] = [bare_model(student).get_output_embeddings(), teacher.get_output_embeddings()]
         tokenizers: Any = (self.processing_class, self._teacher_tokenizer)
         self._num_shared = shared_vocabulary(*tokenizers, *(head.weight.shape[0] for head in heads))
 
@@ -208,7 +210,7 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         if self.use_vllm or images is not None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
         assert self.max_completion_length is not None
-        if self.model.training:
+        if self.model_wrapped.training:
             # Of a student that is no number any more nothing can be sampled.
             self.check_finite()
             self._check_gradient()

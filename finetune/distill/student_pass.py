@@ -73,9 +73,14 @@ def run_student(
 
 
 @torch.no_grad()
-def run_teacher(model: nn.Module, tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the hidden states (B, S, H) of a teacher, as its head takes them."""
-    return bare_model(model).base_model(**_inputs(tokens, attention_mask, None)).last_hidden_state
+def run_teacher(
+    model: nn.Module,
+    tokens: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the hidden states (B, S, H) of a teacher, as its head takes them; arguments as of `run_student`."""
+    return bare_model(model).base_model(**_inputs(tokens, attention_mask, position_ids)).last_hidden_state
 
 
 def _inputs(

@@ -12,7 +12,7 @@ from seeklet.finetune.demo.tokenizer import VOCABULARY, build_tokenizer
 from seeklet.finetune.distill.on_policy_trainer import SeekletDistillationTrainer
 from tests.modeling.nano import build_ours
 
-SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 PROMPTS = [[{"role": "user", "content": text}] for text in ("1+2", "3-4+5", "7", "8+8-1")]
 NUM_PROMPT, NUM_COMPLETION = 5, 6
 
