@@ -95,9 +95,15 @@ def test_ctrl_c_ends_a_reply_and_keeps_what_was_said(taught: Path) -> None:
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
 
 
-def test_drafts_change_no_word(drafting: Path) -> None:
-    plain, drafted = (chat_with(drafting, use_mtp=use_mtp, max_new_tokens=12).reply("Hi there") for use_mtp in (0, 1))
-    assert plain.completion == drafted.completion and plain.num_tokens == drafted.num_tokens == 12
+def test_drafts_change_no_word(drafting: Path, tmp_path: Path) -> None:
+    """Nor do they with an adapter."""
+    model = attach(
+        AutoModelForCausalLM.from_pretrained(drafting), AdapterSettings(rank=4, targets=("attention", "mtp"))
+    )
+    save_adapter(model, tmp_path)
+    for folder in (drafting, tmp_path):
+        plain, drafted = (chat_with(folder, use_mtp=use_mtp, max_new_tokens=12).reply("Hi there") for use_mtp in (0, 1))
+        assert plain.completion == drafted.completion and plain.num_tokens == drafted.num_tokens == 12
 
 
 def test_an_adapter_and_a_runs_folder(taught: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What only a tokenizer knows of rows, by the names of rows as they were given."""
 
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -46,7 +47,9 @@ def test_a_flaw_of_the_recipes_system_message_is_the_recipes(tokenizer: PreTrain
 
 
 @pytest.mark.parametrize("shape", ["messages", "question_answer"])
-def test_check_and_training_refuse_the_same_rows(tokenizer: PreTrainedTokenizerBase, tmp_path, shape: str) -> None:
+def test_check_and_training_refuse_the_same_rows(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, shape: str
+) -> None:
     file = tmp_path / "rows.jsonl"
     texts = [("Hi", "Ho"), (f"Hi{END}", "Ho"), ("Hi", "<think>1</think>Ho"), ("Hi", "Ho<｜User｜>and you?")]
     if shape == "messages":
@@ -62,9 +65,7 @@ def test_check_and_training_refuse_the_same_rows(tokenizer: PreTrainedTokenizerB
         prepare(settings, tokenizer)
     said = str(error.value).splitlines()
     assert said[0] == "2 errors in the data, so none of it was trained on:"
-    for problem, trained in zip(found, said[1:], strict=False):
-        assert str(problem).split(" holds ")[1] == trained.split(" holds ")[1]
-        assert f"{file}:{problem.source.line}: " in trained
+    assert [line.strip() for line in said[1:3]] == [str(problem) for problem in found]
     assert [problem.field for problem in found] == (
         ["messages[0].content", "messages[1].content"] if shape == "messages" else ["question", "answer"]
     )
