@@ -8,13 +8,14 @@ a loop over the experts that were hit, or `F.grouped_mm` on CUDA.
 # T tokens, K experts a token, S = T*K rows sorted by expert, n rows of one expert, E experts, H hidden, I expert width
 # r rank, M and N blocks of 128 rows and columns of fp8 weights
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from ..block_fp8.reference import dequantize_stacked
-from ..grouped_experts.reference import activation, hit_experts, sort_rows, sum_by_token
+from ..grouped_experts.reference import activation, sort_rows, sum_by_token
 from ..linear.reference import matmul
 from ..swiglu.reference import swiglu_backward
 
@@ -54,18 +55,15 @@ class Projection(NamedTuple):
         return self.lora_a.to(dtype).reshape(experts, -1, in_features), b_t
 
     def undo_factors(self, a: torch.Tensor, b_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of `lora_a` and `lora_b` from those of what `factors` returns, B's not yet scaled."""
-        grad_b = b_t.transpose(0, 1).flatten(0, 1).t() * self.scaling
+        """Return the gradients of `lora_a` and `lora_b` from those of what `factors` returns."""
+        grad_b = b_t.transpose(0, 1).flatten(0, 1).t()
         return a.flatten(0, 1).to(self.lora_a.dtype), grad_b.contiguous().to(self.lora_b.dtype)
 
-    def of_expert(self, expert: int, factors: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> "_OneExpert":
-        """Return the projection of one expert, its weight in `dtype`."""
-        weight = self.weight[expert]
-        if self.weight_scale_inv is None:
-            weight = weight.to(dtype)
-        else:
-            weight = dequantize_stacked(weight, self.weight_scale_inv[expert], dtype)
-        return _OneExpert(weight, factors[0][expert], factors[1][expert], self.scaling)
+    def experts(self, a: torch.Tensor, b_t: torch.Tensor) -> "list[_OneExpert]":
+        """Return the projection of each expert, with what `factors` returns."""
+        scales = _split(self.weight_scale_inv, [1] * len(self.weight))
+        parts = zip(self.weight.unbind(0), scales, a.unbind(0), b_t.unbind(0), strict=True)
+        return [_OneExpert(weight, scale, a, b_t, self.scaling) for weight, scale, a, b_t in parts]
 
 
 class Kept(NamedTuple):
@@ -87,20 +85,27 @@ class Kept(NamedTuple):
 
 
 class _OneExpert(NamedTuple):
-    """W (out, in) in the dtype of the model, A (r, in) and B transposed (r, out) in fp32 or wider, and s.
+    """W (out, in) with its scales if it is fp8, A (r, in) and B transposed (r, out) in fp32 or wider, and s.
 
     The products with A and B are in their dtype: so small in bf16 they take several times as long on a CPU, and in a
     half-precision model PEFT has the factors in fp32 anyway.
     """
 
     weight: torch.Tensor
+    scale: torch.Tensor | None
     a: torch.Tensor
     b_t: torch.Tensor
     scaling: float
 
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return W in `dtype`."""
+        if self.scale is None:
+            return self.weight.to(dtype)
+        return dequantize_stacked(self.weight, self.scale[0], dtype)
+
     def forward(self, x: torch.Tensor, x_low: torch.Tensor, low: torch.Tensor, out: torch.Tensor) -> None:
         """Write `A x_low` (n, r) to `low` and the output (n, out) to `out`; `x_low` is `x`, but wide and dropped."""
-        matmul(x, self.weight.t(), out=out)
+        matmul(x, self.dense(x.dtype).t(), out=out)
         _add_product(out, torch.mm(x_low, self.a.t(), out=low), self.b_t, self.scaling)
 
     def backward(
@@ -111,12 +116,26 @@ class _OneExpert(NamedTuple):
         `grad` is that of the output (n, out), `grad_wide` the same in the dtype of the factors.
         """
         grad_low = (grad_wide @ self.b_t.t()).mul_(self.scaling)
-        out = matmul(grad, self.weight).to(grad_wide.dtype) if out is None else matmul(grad, self.weight, out=out)
+        product = matmul(grad, self.dense(grad.dtype), out=out)
+        out = product.to(grad_wide.dtype) if out is None else product
         if keep is None:
             _add_product(out, grad_low, self.a, 1.0)
         else:
             out.add_((grad_low @ self.a).mul_(keep))
         return out, grad_low
+
+    def gradients(
+        self,
+        x_low: torch.Tensor,
+        low: torch.Tensor,
+        grad: torch.Tensor,
+        grad_low: torch.Tensor,
+        grad_a: torch.Tensor,
+        grad_b_t: torch.Tensor,
+    ) -> None:
+        """Write the gradients of A and B transposed to `grad_a` and `grad_b_t`; all are wide."""
+        torch.mm(grad_low.t(), x_low, out=grad_a)
+        torch.addmm(grad_b_t, low.t(), grad, beta=0, alpha=self.scaling, out=grad_b_t)
 
 
 def _add_product(out: torch.Tensor, low: torch.Tensor, factor: torch.Tensor, scaling: float) -> None:
@@ -130,8 +149,13 @@ def _dropped(x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     return x if keep is None else x * keep
 
 
-def _rows_of(keep: torch.Tensor | None, rows: torch.Tensor | slice) -> torch.Tensor | None:
+def _rows_of(keep: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
     return None if keep is None else keep[rows]
+
+
+def _split(tensor: torch.Tensor | None, sizes: list[int]) -> Sequence[Any]:
+    """Return the rows of each expert. Taking views one by one costs a tenth of a step with few rows."""
+    return [None] * len(sizes) if tensor is None else tensor.split(sizes)
 
 
 def forward_loop(x_TH, indices_TK, weights_TK, gate_up: Projection, down: Projection, save: bool):
@@ -145,14 +169,15 @@ def forward_loop(x_TH, indices_TK, weights_TK, gate_up: Projection, down: Projec
     tokens = rows // top_k
     x, weights = x_TH.index_select(0, tokens), weights_TK.flatten().index_select(0, rows)[:, None]
     hidden, by_row = x.new_empty(x.shape[0], gate_up.weight.shape[1]), torch.empty_like(x)
-    up_factors, down_factors = gate_up.factors(wide), down.factors(wide)
-    lows = [x.new_empty(x.shape[0], a.shape[1], dtype=wide) for a, _ in (up_factors, down_factors)]
-    for expert, part in hit_experts(counts):
-        x_low = _dropped(x[part].to(wide), _rows_of(gate_up.keep, tokens[part]))
-        gate_up.of_expert(expert, up_factors, dtype).forward(x[part], x_low, lows[0][part], hidden[part])
-        weighted = activation(hidden[part])[2].mul_(weights[part])
-        x_low = _dropped(weighted, _rows_of(down.keep, part))
-        down.of_expert(expert, down_factors, dtype).forward(weighted.to(dtype), x_low, lows[1][part], by_row[part])
+    up_experts, down_experts = (projection.experts(*projection.factors(wide)) for projection in (gate_up, down))
+    lows = [x.new_empty(x.shape[0], projection.rank, dtype=wide) for projection in (gate_up, down)]
+    of_rows = (x, weights, hidden, *lows, by_row, _rows_of(gate_up.keep, tokens), down.keep)
+    parts = zip(*(_split(tensor, counts.tolist()) for tensor in of_rows), up_experts, down_experts, strict=True)
+    for x, weights, hidden_part, up_low, down_low, out, up_keep, down_keep, up, one in parts:
+        if len(x):
+            up.forward(x, _dropped(x.to(wide), up_keep), up_low, hidden_part)
+            weighted = activation(hidden_part)[2].mul_(weights)
+            one.forward(weighted.to(dtype), _dropped(weighted, down_keep), down_low, out)
     return sum_by_token(by_row, rows, top_k), _kept([hidden, *lows], rows, counts, save)
 
 
@@ -172,25 +197,32 @@ def backward_loop(grad_TH, x_TH, weights_TK, gate_up: Projection, down: Projecti
     wide = torch.promote_types(dtype, torch.float32)
     tokens, weights = rows // top_k, weights_TK.flatten().index_select(0, rows)[:, None]
     x, grad_rows = x_TH.index_select(0, tokens), grad_TH.index_select(0, tokens)
-    by_row, grad_weights = torch.empty_like(x), torch.empty(rows.numel(), dtype=wide, device=x.device)
-    up_factors, down_factors = gate_up.factors(wide), down.factors(wide)
-    grads = [torch.zeros_like(t) if needs_factors else t.new_empty(0) for t in (*up_factors, *down_factors)]
-    for expert, part in hit_experts(counts):
-        gate, up, active = activation(hidden[part])
-        one, keep = down.of_expert(expert, down_factors, dtype), _rows_of(down.keep, part)
-        grad_wide = grad_rows[part].to(wide)
-        grad_active, grad_low = one.backward(grad_rows[part], grad_wide, keep)
+    by_row, grad_by_row = torch.empty_like(x), torch.empty(rows.numel(), dtype=wide, device=x.device)
+    factors = [*gate_up.factors(wide), *down.factors(wide)]
+    grads = [torch.zeros_like(t) if needs_factors else t.new_empty(0) for t in factors]
+    of_rows = (x, weights, grad_rows, hidden, up_low, down_low, by_row, grad_by_row)
+    kept_rows = (_rows_of(gate_up.keep, tokens), down.keep)
+    parts = zip(*(_split(tensor, counts.tolist()) for tensor in (*of_rows, *kept_rows)), strict=True)
+    experts = zip(gate_up.experts(*factors[:2]), down.experts(*factors[2:]), strict=True)
+    for expert, (part, (up, one)) in enumerate(zip(parts, experts, strict=True)):
+        x, weights, grad, hidden, up_low, down_low, out, grad_weights, up_keep, down_keep = part
+        if not len(x):
+            continue
+        gate, up_part, active = activation(hidden)
+        grad_wide = grad.to(wide)
+        grad_active, grad_low = one.backward(grad, grad_wide, down_keep)
         if needs_factors:
-            torch.mm(grad_low.t(), _dropped(active * weights[part], keep), out=grads[2][expert])
-            torch.mm(down_low[part].t(), grad_wide, out=grads[3][expert])
+            of_expert = [grad[expert] for grad in grads[2:]]
+            one.gradients(_dropped(active * weights, down_keep), down_low, grad_wide, grad_low, *of_expert)
         # The weighted sum over I gives the weight's gradient and spares keeping the down projection's output.
-        grad_weights[rows[part]] = (grad_active * active).sum(-1)
-        grad_wide = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1)
-        one, keep = gate_up.of_expert(expert, up_factors, dtype), _rows_of(gate_up.keep, tokens[part])
-        _, grad_low = one.backward(grad_wide.to(dtype), grad_wide, keep, by_row[part])
+        torch.sum(grad_active * active, -1, out=grad_weights)
+        grad_wide = torch.cat(swiglu_backward(grad_active.mul_(weights), gate, up_part), -1)
+        _, grad_low = up.backward(grad_wide.to(dtype), grad_wide, up_keep, out)
         if needs_factors:
-            torch.mm(grad_low.t(), _dropped(x[part].to(wide), keep), out=grads[0][expert])
-            torch.mm(up_low[part].t(), grad_wide, out=grads[1][expert])
+            of_expert = [grad[expert] for grad in grads[:2]]
+            up.gradients(_dropped(x.to(wide), up_keep), up_low, grad_wide, grad_low, *of_expert)
+    grad_weights = torch.empty_like(grad_by_row)
+    grad_weights[rows] = grad_by_row
     grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
     if needs_factors:
         grads = [*gate_up.undo_factors(*grads[:2]), *down.undo_factors(*grads[2:])]
@@ -223,7 +255,7 @@ def _backward_rows(grad, x, projection: Projection, factors, low, keep, ends, ne
     low = F.pad(low.to(grad.dtype), (0, a.shape[1] - projection.rank))
     grad_a = F.grouped_mm(grad_low.t(), _dropped(x, keep), offs=ends)[:, : projection.rank]
     grad_b_t = F.grouped_mm(low.t(), grad, offs=ends)[:, : projection.rank]
-    return grad_x, *projection.undo_factors(grad_a, grad_b_t)
+    return grad_x, *projection.undo_factors(grad_a, grad_b_t * projection.scaling)
 
 
 def forward_grouped(x_TH, indices_TK, weights_TK, gate_up: Projection, down: Projection, save: bool):
