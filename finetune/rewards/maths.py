@@ -25,7 +25,7 @@ class Maths:
     it), what follows the last "answer is" or "answer:" in its line; else the last line, if that is nothing but an
     expression. So "3 or 4" is not 3, wherever it stands. Where a plain number is expected, the answer must be one too:
     `17*23` is no answer to "what is 17*23?", nor 12/4 to one whose answer is 3. Of units, only known ones that differ
-    count as wrong. Words (`east`) are compared as text, whatever the case.
+    count as wrong. Words (`east`) are compared as text, whatever the case, and so are letters to choose from, `(B)`.
 
     The work is done in another process that is ended when it takes too long, so this is safe in any thread, and no
     expression can use up the time or memory of the trainer; the sample is then one that cannot be scored.

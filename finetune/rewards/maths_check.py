@@ -17,6 +17,8 @@ FRACTION = re.compile(
     rf"{_NAME}[-+−]?\s*\d*\s*(?:\\[dt]?frac\s*(?:\{{\s*-?\d+\s*\}}|\d)\s*(?:\{{\s*\d+\s*\}}|\d)|\d+\s*/\s*\d+)"
 )
 WORDS = re.compile(r"[^\W\d_][^\W\d_]+(?:[ -][^\W\d_]+)*")
+# One of several to choose from.
+LETTER = re.compile(r"[A-Z]")
 UNIT = re.compile(r"\d\s*(?:\\[,; ])*\s*(?:\\(?:text|mathrm|rm|textrm)\s*\{\s*([^{}]*?)\s*\}|([A-Za-zµ]+))\s*$")
 TEXT = re.compile(r"\\(?:text|mathrm|textrm|textbf)\s*\{\s*([^{}]*?)\s*\}")
 # Units by their short names, and words for them. Others are not compared.
@@ -45,7 +47,7 @@ def warm_up() -> None:
 def check(request: dict[str, str]) -> bool:
     """Return whether the given result equals the expected one; see `maths.Maths`."""
     expected, given = request["expected"], request["given"]
-    if WORDS.fullmatch(_without_text(expected)):
+    if WORDS.fullmatch(_without_text(expected)) or LETTER.fullmatch(_without_text(expected)):
         return _without_text(expected).casefold() == _without_text(given).casefold()
     known, found = _parse(expected), _parse(given)
     if len(found) < 2 or not known or _units_differ(expected, given):
@@ -70,7 +72,8 @@ def _is_plain(text: str, whole: bool) -> bool:
 
 
 def _without_text(text: str) -> str:
-    return TEXT.sub(r"\1", text).strip()
+    bare = TEXT.sub(r"\1", text).strip()
+    return bare[1:-1] if LETTER.fullmatch(bare[1:-1]) and bare[0] + bare[-1] == "()" else bare
 
 
 def _units_differ(expected: str, given: str) -> bool:

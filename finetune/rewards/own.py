@@ -2,13 +2,17 @@
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from ..errors import RecipeError
+from ..errors import RecipeError, RewardError
+from ..limits import ABOVE_ZERO
 from .completion import Row
 
 
@@ -18,10 +22,12 @@ class Own:
 
     It is imported from the installed packages or the working folder, and returns a number, better from 0 to 1, or None
     where it has nothing to say about a row. It runs in the process of the trainer: what it imports and does is its own.
+    With a `timeout_s` it runs in a thread; one that takes longer is left to itself, and the sample cannot be scored.
     """
 
     function: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: Annotated[float, ABOVE_ZERO] | None = None
 
     lowest: ClassVar[float] = 0.0
     highest: ClassVar[float] = 1.0
@@ -31,8 +37,31 @@ class Own:
         import_function(self.function)
 
     def __call__(self, completion: str, row: Row) -> float | None:
-        """Return what the function does, whatever it raises too."""
-        return import_function(self.function)(completion, row, **self.settings)
+        """Return what the function does; what it raises is raised.
+
+        Raises:
+            RewardError: it took too long.
+        """
+        function = partial(import_function(self.function), completion, row, **self.settings)
+        return function() if self.timeout_s is None else self._wait_for(function, self.timeout_s)
+
+    def _wait_for(self, function: Callable[[], Any], timeout_s: float) -> Any:
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+
+        # A daemon: one that never ends must not keep the trainer from ending.
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return done.result(timeout_s)
+        except TimeoutError:
+            if done.done():
+                raise
+            raise RewardError(f"{self.function} took longer than {timeout_s:g} s") from None
 
 
 def import_function(path: str) -> Callable[..., Any]:

@@ -1,6 +1,5 @@
 """Several rewards with their weights: as functions that TRL's GRPOTrainer takes, and to score completions directly."""
 
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from .failures import Failures
 from .registry import make_reward
 from .settings import RewardSettings
 
-logger = logging.getLogger(__name__)
+# Each has a process of 200 MB beside it, or the memory that code may use.
+MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class RewardSet:
             opened: whether the chat template ends the prompt with `<think>`, so that completions begin inside the
                 reasoning; None looks at prompts that are texts, and takes it that templates don't.
             failures_file: where each failure is written, a line of JSON each.
-            num_threads: for rewards that wait for processes; None: one for each CPU this process has for itself.
+            num_threads: for rewards that wait for processes; None: one for each CPU this process has for itself,
+                up to 16.
 
         Raises:
             RecipeError: see `make_reward`; or a weight is no number, or a name is there twice.
@@ -196,4 +197,4 @@ def _is_column(values: Any, length: int) -> bool:
 def _count_own_cpus() -> int:
     """Return the number of CPUs of this process's share, where several train on a machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(MAX_THREADS, max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -40,4 +40,5 @@ def installed_paths() -> list[str]:
 
 def python_folders() -> list[str]:
     """Return the folders without which Python cannot run."""
-    return list(dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)))
+    # Where that is all there is, Python's library is among the system's.
+    return [folder for folder in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)) if folder != "/"]

@@ -39,6 +39,9 @@ EQUAL = [
     ("30^\\circ", "30"),
     ("\\$5", "5"),
     ("East", "\\text{east}"),
+    ("B", "\\text{B}"),
+    ("(B)", "B"),
+    ("B", "\\textbf{(B)}"),
 ]
 DIFFERENT = [
     ("3", "4"),
@@ -51,6 +54,9 @@ DIFFERENT = [
     ("x>3", "x<3"),
     ("12 km", "12 cm"),
     ("east", "seat"),
+    ("B", "C"),
+    ("B", "B, C"),
+    ("B", "1B"),
     # Several at once.
     ("3", "3 or 4"),
     ("3", "3, 4"),

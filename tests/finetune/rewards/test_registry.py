@@ -1,12 +1,13 @@
 """Rewards by their plain names, with their settings checked."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seeklet.finetune.errors import RecipeError
+from seeklet.finetune.errors import RecipeError, RewardError
 from seeklet.finetune.rewards import KINDS, make_reward
 from seeklet.finetune.rewards.length import Overlong
 from seeklet.finetune.rewards.own import Own
@@ -71,6 +72,17 @@ def test_a_function_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RecipeError, match="ZeroDivisionError"):
         Own("broken_rewards:score")
     assert str(tmp_path) not in sys.path
+
+
+def test_a_function_that_takes_for_ever_is_left_to_itself() -> None:
+    begun = time.monotonic()
+    with pytest.raises(RewardError, match=r"^operator:call took longer than 0\.1 s$"):
+        # Called with the completion, so with a function here.
+        Own("operator:call", timeout_s=0.1)(lambda row: time.sleep(5), {})  # pyright: ignore[reportArgumentType]
+    assert time.monotonic() - begun < 4
+    assert Own("operator:call", timeout_s=30)(len, {"a": 1}) == 1  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ZeroDivisionError):
+        Own("operator:call", timeout_s=30)(lambda row: 1 / 0, {})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

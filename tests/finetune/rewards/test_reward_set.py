@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import pickle
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,3 +198,10 @@ def test_rewards_that_wait_are_scored_side_by_side(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(rewards, "rewards", [Waiting()])
     assert [each.total for each in rewards.score(["", ""], [{}, {}])] == [1.0, 1.0]
+
+
+def test_a_set_can_be_sent_to_a_process() -> None:
+    """As TRL's asynchronous GRPO does with its reward functions."""
+    function = pickle.loads(pickle.dumps(RewardSet([RewardSettings("exact"), RewardSettings("maths")]).functions[1]))
+    assert function.__name__ == "maths"
+    assert function(["Q"], ["\\boxed{0.5}"], answer=["1/2"]) == [1.0]
