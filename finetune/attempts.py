@@ -1,5 +1,6 @@
 """Attempts at problems: completions that a model samples, as text, with what the rewards make of each."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -182,3 +183,8 @@ def is_right(scored: Scored, highest: Mapping[str, float], threshold: float | No
         return scored.total >= threshold - ROUNDING
     known = [(scored.parts[name], best) for name, best in highest.items() if scored.parts[name] is not None]
     return bool(known) and all(score is not None and score >= best - ROUNDING for score, best in known)
+
+
+def batch_seed(seed: int, start: int) -> int:
+    """Return the seed of the batch that begins with problem `start`: 63 bits that no other batch or seed shares."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{start}".encode(), digest_size=8).digest(), "little") >> 1

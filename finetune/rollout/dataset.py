@@ -1,13 +1,12 @@
 """The rows of the dataset: conversations that training reads, each with where it comes from."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..attempts import Attempt
-from ..data.hub_rows import PREFIX
 from ..data.rows import Source
 from ..prompts.read import Prompt
+from ..published import public_name
 from ..reasoning import parse
 from .settings import RolloutSettings
 
@@ -56,4 +55,4 @@ def public_source(source: Source) -> str:
     >>> public_source(Source("/home/me/problems.jsonl", 3))
     'problems.jsonl:3'
     """
-    return str(source if source.file.startswith(PREFIX) else source._replace(file=Path(source.file).name))
+    return str(source._replace(file=public_name(source.file)))

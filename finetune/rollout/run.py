@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ..atomic_files import replaced_file
-from ..attempts import Attempts, Sampler, make_sampler
+from ..attempts import Attempts, Sampler, batch_seed, make_sampler
 from ..errors import RecipeError
 from ..evaluation.progress import row_progress
 from ..evaluation.questions import end_tokens
@@ -150,11 +150,6 @@ def sample_missing(
             )
             file.add(dict(zip(batch, made, strict=True)))
             advance(len(batch))
-
-
-def batch_seed(seed: int, start: int) -> int:
-    """Return the seed of the batch that begins with prompt `start`: 63 bits that no other batch or seed shares."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{start}".encode(), digest_size=8).digest(), "little") >> 1
 
 
 def write_dataset(
