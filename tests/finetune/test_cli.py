@@ -4,18 +4,15 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from seeklet import __version__
 from seeklet.finetune import cli
+from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 
-RunHere = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[2]
-# A colourless, wide terminal, so that lines are not wrapped where a test looks for them.
-PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 # What `seeklet` runs: finetune/cli under a name that imports nothing of seeklet.
 AS_INSTALLED = f"""
 import importlib.util, sys, time
@@ -33,23 +30,6 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
         capture_output=True,
         encoding="utf-8",
     )
-
-
-@pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:
-    """Return a function that runs the command line in this process, and returns exit code, output and errors."""
-    for name, value in PLAIN_TERMINAL.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seeklet", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        assert isinstance(exit.value.code, int)
-        captured = capsys.readouterr()
-        return exit.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_the_command_is_the_one_that_brings_no_models() -> None:
@@ -114,7 +94,7 @@ def test_a_package_that_is_not_installed() -> None:
 
 
 def test_without_the_package_for_commands_there_is_still_a_line() -> None:
-    process = run_python("import sys; sys.modules['typer'] = None; from seeklet.finetune.cli import main; main()")
+    process = run_python("import sys; sys.modules['typer'] = None" + AS_INSTALLED + "module.main()")
     assert process.returncode == 2
     assert process.stderr == (
         "seeklet: its commands need packages that are not installed: pip install 'seeklet[train]'\n"

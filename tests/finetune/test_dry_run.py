@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from seeklet.finetune.cli import main
 from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.memory import Batch, Memory, measure_memory
 from seeklet.finetune.meta_model import build_meta_model
@@ -19,33 +18,23 @@ from seeklet.finetune.recipe import ModelSettings, as_yaml, load_recipe
 from seeklet.finetune.steps import Steps, count_steps
 from seeklet.finetune.trainer_settings import make_trainer_config
 from seeklet.modeling import SeekletConfig
+from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SUPPORT = ROOT / "recipes" / "sft_smollm2-135m_support_cpu.yaml"
 EPOCHS = "trainer.num_train_epochs=5"
-PLAIN_TERMINAL = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 
 
-def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "seeklet.finetune", "train", *arguments, "--dry-run"],
-        cwd=ROOT,
-        env=os.environ | PLAIN_TERMINAL,
-        capture_output=True,
-        encoding="utf-8",
-    )
-
-
-@pytest.mark.slow
-def test_dry_run_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: RunHere) -> None:
+    monkeypatch.chdir(ROOT)
     model = build_checkpoint("SmolLM2", tmp_path / "model")
     out = tmp_path / "out"
     overrides = (f"model.path={model}", f"output.dir={out}", "adapter.rank=4", EPOCHS)
-    process = dry_run(str(SUPPORT), *overrides)
-    assert process.returncode == 0, process.stderr
+    code, output, errors = run_here("train", SUPPORT, *overrides, "--dry-run")
+    assert code == 0, errors
     assert not out.exists()
-    lines = [line.strip() for line in process.stdout.splitlines()]
+    lines = [line.strip() for line in output.splitlines()]
     # 50 conversations in the file; 5 epochs of ceil(44 / 4) steps.
     assert "train: 44 conversations, 5,302 tokens (57.3% trained on; longest 213)" in lines
     assert "validation: 6 conversations, 664 tokens (57.7% trained on; longest 124)" in lines
@@ -61,8 +50,7 @@ def test_dry_run_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert f"{total:,} parameters ({total:,} in float32); {trained:,} trained ({share})" in lines
     assert f"Adapter: {trained:,} trained parameters, {share} of all" in lines
     # What is printed between the first two rules is the recipe, with what TRL and seeklet set where it says nothing.
-    (tmp_path / "again.yaml").write_text(process.stdout.split("─\n")[1].split("\n─")[0])
-    monkeypatch.chdir(ROOT)
+    (tmp_path / "again.yaml").write_text(output.split("─\n")[1].split("\n─")[0])
     given, printed = load_recipe(SUPPORT, overrides), load_recipe(tmp_path / "again.yaml")
     assert replace(printed, trainer=given.trainer) == given
     assert printed.trainer.items() > given.trainer.items()
@@ -111,26 +99,20 @@ def test_what_only_the_model_or_the_data_can_tell(
     said: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_here: RunHere,
 ) -> None:
-    folder = build_checkpoint(model, tmp_path / "model")
-    capsys.readouterr()
     monkeypatch.chdir(ROOT)
-    arguments = ["seeklet", "train", str(SUPPORT), f"model.path={folder}", override, "--dry-run"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as exit:
-        main()
-    assert exit.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert said in captured.err
+    folder = build_checkpoint(model, tmp_path / "model")
+    code, output, errors = run_here("train", SUPPORT, f"model.path={folder}", override, "--dry-run")
+    assert (code, output) == (2, "")
+    assert said in errors
 
 
-@pytest.mark.slow
-def test_model_that_cannot_be_had(tmp_path: Path) -> None:
-    process = dry_run(str(SUPPORT), "model.path=nobody/nothing")
-    assert process.returncode == 2
-    [line] = process.stderr.splitlines()
+def test_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, run_here: RunHere) -> None:
+    monkeypatch.chdir(ROOT)
+    code, _, errors = run_here("train", SUPPORT, "model.path=nobody/nothing", "--dry-run")
+    assert code == 2
+    [line] = errors.splitlines()
     assert line.startswith("model.path: nobody/nothing: ")
 
 

@@ -21,6 +21,7 @@ from seeklet.finetune.evaluation.scores import LOSS
 from seeklet.finetune.lora.attach import attach
 from seeklet.finetune.lora.files import load_adapter, save_adapter
 from seeklet.finetune.recipe import Recipe, load_recipe
+from tests.finetune.conftest import RunHere
 from tests.modeling.nano import build_ours
 
 QUESTIONS = [(f"What does part {number} cost?", f"Part {number} costs {number * 7} crowns.") for number in range(40)]
@@ -174,7 +175,7 @@ def test_several_processes_are_refused(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_command(root: Path, tmp_path: Path) -> None:
+def test_command(root: Path, tmp_path: Path, run_here: RunHere) -> None:
     (tmp_path / "own.py").write_text(
         "def brief(answer, reference, messages):\n    return len(answer) < len(reference)\n"
     )
@@ -185,6 +186,6 @@ def test_command(root: Path, tmp_path: Path) -> None:
     assert "Held-out conversations" in done.stdout and "own:brief" in done.stdout
     measures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["measures"]
     assert measures["own:brief"]["num_examples"] == 5
-    refused = subprocess.run([*command, "--after", str(tmp_path)], cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert refused.returncode == 2
-    assert "holds neither" in refused.stderr and "Traceback" not in refused.stderr
+    code, output, errors = run_here("evaluate", root / "recipe.yaml", "--after", tmp_path)
+    assert (code, output) == (2, "") and errors.count("\n") == 1
+    assert "holds neither" in errors

@@ -18,6 +18,7 @@ from seeklet.finetune import sft
 from seeklet.finetune.checkpoints import last_checkpoint
 from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.recipe import load_recipe
+from tests.finetune.conftest import RunHere
 from tests.finetune.sft_runs import start_process, train_in_this_process, write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,7 +159,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_command_goes_on(tmp_path: Path) -> Non
     assert [path.name for path in last.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_diverging_on_the_command_line_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_diverging_on_the_command_line_is_one_line_and_exit_code_2(tmp_path: Path, run_here: RunHere) -> None:
     trainer = {
         "learning_rate": 1e30,
         "lr_scheduler_type": "constant",
@@ -167,16 +168,10 @@ def test_diverging_on_the_command_line_is_one_line_and_exit_code_2(tmp_path: Pat
         "save_steps": 1,
     }
     recipe = write_recipe(tmp_path, trainer=trainer | {"eval_strategy": "no"})
-    run = subprocess.run(
-        [sys.executable, "-m", "seeklet.finetune", "train", str(recipe)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    [said] = [line for line in run.stderr.splitlines() if line.startswith("step ")]
-    assert "so training has failed at a learning rate of 1e+30" in said and "Traceback" not in run.stderr
+    code, _, errors = run_here("train", recipe)
+    assert code == 2
+    [said] = [line for line in errors.splitlines() if line.startswith("step ")]
+    assert "so training has failed at a learning rate of 1e+30" in said and "Traceback" not in errors
     last = last_checkpoint(tmp_path / "run" / "checkpoints")
     assert last is not None and f"the last good checkpoint is {last}" in said
     weights = AutoModelForCausalLM.from_pretrained(last).state_dict()

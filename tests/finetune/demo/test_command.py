@@ -12,8 +12,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import seeklet
+from seeklet.finetune.demo.__main__ import app
 from seeklet.finetune.demo.task import ChainSums, parse_answer
 
 COMMAND = [sys.executable, "-m", "seeklet.finetune.demo"]
@@ -115,12 +117,14 @@ def test_plots_are_png_files_that_the_report_shows(miniature) -> None:
 
 
 @pytest.mark.slow
-def test_out_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_out_that_cannot_be_written_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    process = run("--out", "file/demo", cwd=tmp_path)
-    assert process.returncode == 2
-    assert process.stdout == ""
-    assert process.stderr == "seeklet demo: --out file/demo cannot be written: Not a directory\n"
+    refused = CliRunner().invoke(app, ["--out", "file/demo"])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == "seeklet demo: --out file/demo cannot be written: Not a directory\n"
 
 
 @pytest.mark.slow
