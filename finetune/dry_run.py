@@ -1,5 +1,6 @@
 """What a recipe would do: its data in tokens, its steps, what it trains and the memory it takes; no weight is read."""
 
+import math
 import os
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from .evaluation.models import load_tokenizer
 from .lora.attach import adapted_table, attach
 from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
-from .recipe import Recipe, as_yaml
+from .prompts.prepare import count_tokens, prepare_prompts, set_template
+from .recipe import CommonRecipe, GrpoRecipe, Recipe, as_yaml
+from .rewards import RewardSet
 from .steps import count_steps
-from .trainer_settings import check_validation, complete, make_trainer_config
+from .trainer_settings import Config, check_validation, complete, make_grpo_config, make_sft_config
 from .training_model import freeze_unreached, set_losses
 
 
@@ -29,38 +32,93 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
         RecipeError: model or adapter are not as the recipe says.
         DataError: the data cannot be used as the recipe says.
     """
-    config = make_trainer_config(recipe, Path(recipe.output.dir))
+    config = make_sft_config(recipe, Path(recipe.output.dir))
     recipe = complete(recipe, config)
     # Before anything is printed: what is wrong with the recipe stands alone then.
-    model = build_meta_model(recipe.model)
-    set_losses(model, recipe.moe)
-    if recipe.adapter is not None:
-        model = attach(model, recipe.adapter)
-    freeze_unreached(model, recipe.moe)
+    model = _trained_model(recipe)
     prepared = prepare(recipe.data, load_tokenizer(recipe.model))
     check_validation(recipe, len(prepared.validation))
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = count_steps(config, len(prepared.train), num_processes)
+    steps = count_steps(config, len(prepared.train), _num_processes())
 
-    console.rule("recipe, defaults included")
-    console.print(as_yaml(recipe).rstrip(), markup=False, highlight=False, soft_wrap=True)
+    _show_recipe(recipe, console)
     console.rule("data")
     for line in prepared.report.lines():
         console.print(line, markup=False, soft_wrap=True)
     console.rule("steps")
     console.print(
         f"{steps.total:,} optimizer steps of {steps.sequences:,} sequences, {steps.per_epoch:,} an epoch; "
-        f"processes: {num_processes}"
+        f"processes: {_num_processes()}"
     )
+    _show_model(recipe, config, model, largest_batch(recipe, config, prepared, model), console)
+
+
+def show_grpo_dry_run(recipe: GrpoRecipe, console: Console) -> None:
+    """Print the same for reinforcement learning, with the prompts in place of the data.
+
+    Raises:
+        RecipeError: model, adapter or rewards are not as the recipe says.
+        DataError: the prompts cannot be used as the recipe says.
+    """
+    config = make_grpo_config(recipe, Path(recipe.output.dir))
+    recipe = complete(recipe, config)
+    model = _trained_model(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    set_template(tokenizer, recipe.prompts)
+    train, validation = prepare_prompts(recipe.prompts, tokenizer)
+    check_validation(recipe, len(validation))
+    rewards = RewardSet(recipe.rewards)
+    samples = config.per_device_train_batch_size * config.gradient_accumulation_steps * _num_processes()
+    assert config.num_generations is not None and config.max_completion_length is not None
+    per_step = samples // config.num_generations
+    per_epoch = max(1, len(train) // max(1, per_step))
+    total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
+
+    _show_recipe(recipe, console)
+    console.rule("prompts")
+    lengths = [count_tokens(tokenizer, prompt) for prompt in train]
+    console.print(
+        f"{len(train):,} prompts to train on, {len(validation):,} held out; {sum(lengths) / len(lengths):,.0f} tokens "
+        f"on average, at most {max(lengths):,}"
+    )
+    named = zip(rewards.names, rewards.weights, strict=True)
+    console.print("rewards: " + ", ".join(f"{name} (weight {weight:g})" for name, weight in named))
+    console.rule("steps")
+    console.print(
+        f"{total:,} optimizer steps of {samples:,} samples, {config.num_generations:,} of each of {per_step:,} "
+        f"prompts, up to {config.max_completion_length:,} tokens each; processes: {_num_processes()}"
+    )
+    tokens = max(lengths) + config.max_completion_length
+    _show_model(recipe, config, model, _batch(config, model, tokens), console)
+
+
+def _trained_model(recipe: CommonRecipe) -> nn.Module:
+    model = build_meta_model(recipe.model)
+    set_losses(model, recipe.moe)
+    if recipe.adapter is not None:
+        model = attach(model, recipe.adapter)
+    freeze_unreached(model, recipe.moe, recipe.stage)
+    return model
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _show_recipe(recipe: CommonRecipe, console: Console) -> None:
+    console.rule("recipe, defaults included")
+    console.print(as_yaml(recipe).rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_model(recipe: CommonRecipe, config: Config, model: nn.Module, batch: Batch, console: Console) -> None:
     console.rule("model")
     console.print(_describe_parameters(model))
     if recipe.adapter is not None:
         console.print(adapted_table(model))  # pyright: ignore[reportArgumentType] (attach has returned a PeftModel)
-    memory = measure_memory(model, OptimizerNames(config.optim).value, largest_batch(recipe, config, prepared, model))
+    memory = measure_memory(model, OptimizerNames(config.optim).value, batch)
     console.rule("memory")
-    if num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        console.print(f"FSDP shares weights, gradients and optimizer among {num_processes} processes; of each one:")
-        memory = memory.shared(num_processes)
+    if _num_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        console.print(f"FSDP shares weights, gradients and optimizer among {_num_processes()} processes; of each one:")
+        memory = memory.shared(_num_processes())
     console.print(_memory_table(memory, config))
     where, free = free_memory(recipe, config)
     verdict = "fits" if memory.total <= free else "does not fit"
@@ -70,16 +128,21 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
 
 def largest_batch(recipe: Recipe, config: SFTConfig, prepared: Prepared, model: nn.Module) -> Batch:
     """Return the largest batch that one process gets at a time."""
+    tokens = recipe.data.max_tokens if recipe.data.packing else prepared.report.train.tokens.maximum
+    return _batch(config, model, tokens)
+
+
+def _batch(config: Config, model: nn.Module, tokens: int) -> Batch:
     held = max(parameter.dtype.itemsize for parameter in model.parameters())
     return Batch(
         sequences=config.per_device_train_batch_size,
-        tokens=recipe.data.max_tokens if recipe.data.packing else prepared.report.train.tokens.maximum,
+        tokens=tokens,
         itemsize=2 if config.bf16 or config.fp16 else held,
         checkpointing=config.gradient_checkpointing,
     )
 
 
-def free_memory(recipe: Recipe, config: SFTConfig) -> tuple[str, int]:
+def free_memory(recipe: CommonRecipe, config: Config) -> tuple[str, int]:
     """Return where the recipe would run on this machine, and how many bytes are free there."""
     if config.use_cpu or not torch.cuda.is_available():
         return "this machine's memory", psutil.virtual_memory().available
@@ -108,7 +171,7 @@ def _describe_parameters(model: nn.Module) -> str:
     return f"{total:,} parameters ({dtypes}); {trained:,} trained ({trained / total:.2%})"
 
 
-def _memory_table(memory: Memory, config: SFTConfig) -> Table:
+def _memory_table(memory: Memory, config: Config) -> Table:
     table = Table("part", "bytes", "how it is known")
     table.columns[1].justify = "right"
     counted = "counted from the model's shapes"

@@ -50,7 +50,7 @@ def draw_loss(entries: Sequence[Entry]) -> Figure:
     """Return the figure of the next-token loss while training and on held-out conversations."""
     figure, axes = new_figure("Loss on what the assistant says", "cross entropy (nats per token)")
     steps, losses = series([train_loss(entry) for entry in entries])
-    window = _curve(axes, steps, losses, COLOURS[0], "training")
+    window = curve(axes, steps, losses, COLOURS[0], "training")
     steps, losses = series([(entry["step"], entry.get("eval_loss")) for entry in entries])
     if steps:
         axes.plot(steps, losses, color=COLOURS[1], marker="o", markersize=4, linewidth=2, label="held-out")
@@ -58,7 +58,7 @@ def draw_loss(entries: Sequence[Entry]) -> Figure:
         axes.plot(steps[best], losses[best], color=COLOURS[1], marker="o", markersize=10, fillstyle="none")
         note = f"best {losses[best]:.3f}"
         axes.annotate(note, (steps[best], losses[best]), (0, 9), textcoords="offset points", ha="center", fontsize=9)
-    _finish(axes, entries, window)
+    finish(axes, entries, window)
     return figure
 
 
@@ -67,8 +67,8 @@ def draw_mtp_loss(training: Sequence[Entry]) -> Figure:
     figure, axes = new_figure("Multi-token prediction while training", "cross entropy (nats per token)")
     window = 1
     for name, label, colour in (("lm_loss", "next token", COLOURS[0]), ("mtp_loss", "tokens after it", COLOURS[2])):
-        window = _curve(axes, *series([(entry["step"], entry.get(name)) for entry in training]), colour, label)
-    _finish(axes, training, window)
+        window = curve(axes, *series([(entry["step"], entry.get(name)) for entry in training]), colour, label)
+    finish(axes, training, window)
     return figure
 
 
@@ -83,12 +83,12 @@ def draw_learning_rate(training: Sequence[Entry]) -> Figure:
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     rate.set_ylim(0, None)
     steps, norms = series([(entry["step"], entry.get("grad_norm")) for entry in training])
-    window = _curve(norm, steps, norms, COLOURS[3])
+    window = curve(norm, steps, norms, COLOURS[3])
     norm.set_ylabel("gradient norm")
     norm.set_xlabel("optimiser step")
     for each in (rate, norm):
         each.spines[["top", "right"]].set_visible(False)
-        _finish(each, training, window)
+        finish(each, training, window)
     norm.set_ylim(0, None)
     return figure
 
@@ -97,11 +97,11 @@ def draw_speed(training: Sequence[Entry]) -> Figure:
     """Return the figure of real tokens per second of training, validations and checkpoints left out."""
     figure, axes = new_figure("Speed of training", "tokens per second")
     steps, speeds = series([(entry["step"], entry.get("tokens_per_s")) for entry in training])
-    window = _curve(axes, steps, speeds, COLOURS[0])
+    window = curve(axes, steps, speeds, COLOURS[0])
     middle = median(speeds)
     axes.axhline(middle, color="#555555", linestyle="--", linewidth=1, label=f"median {middle:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    _finish(axes, training, window)
+    finish(axes, training, window)
     axes.set_ylim(0, None)
     return figure
 
@@ -116,9 +116,9 @@ def draw_expert_load(entries: Sequence[Entry]) -> Figure:
     if len(layers) <= MOST_CURVES:
         window = 1
         for layer, values, colour in zip(layers, load, COLOURS, strict=False):
-            window = _curve(axes, steps, list(values), colour, f"layer {layer}")
+            window = curve(axes, steps, list(values), colour, f"layer {layer}")
         axes.axhline(1, color="#555555", linestyle="--", linewidth=1)
-        _finish(axes, entries, window)
+        finish(axes, entries, window)
         axes.set_ylim(min(0.95, load.min()), None)
         return figure
     colours = Normalize(vmin=1, vmax=max(2.0, float(np.quantile(load, 0.98))))
@@ -149,7 +149,7 @@ def load_layers(entries: Sequence[Entry]) -> list[int]:
     return sorted(int(name.removeprefix(LOAD)) for name in names)
 
 
-def _curve(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str | None = None) -> int:
+def curve(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str | None = None) -> int:
     """Draw the values faintly and their running mean in bold; return over how many entries that is taken."""
     window = max(1, round(len(values) * SMOOTHED_SHARE))
     # A run of a few entries is shown as points, which a line alone would hide.
@@ -160,7 +160,8 @@ def _curve(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: st
     return window
 
 
-def _finish(axes: Axes, entries: Sequence[Entry], window: int) -> None:
+def finish(axes: Axes, entries: Sequence[Entry], window: int) -> None:
+    """Give the axes their limits, grid and legend; `window` is what the curves are a mean over."""
     axes.set_xlim(0, max(entry["step"] for entry in entries) * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

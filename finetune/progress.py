@@ -146,6 +146,9 @@ class ProgressCallback(TrainerCallback):
 def describe(logs: Mapping[str, Any]) -> str:
     """Return the figures of a training entry in a line: loss 2.310 · lr 1.0e-04 · 3,210 tokens/s · 1.2 GiB."""
     parts = [f"loss {logs.get('lm_loss', logs['loss']):.4f}"]
+    if logs.get("reward") is not None:
+        length = logs.get("completions/mean_length", 0.0)
+        parts = [f"reward {logs['reward']:.3f}", f"{length:,.0f} tokens each"]
     if "mtp_loss" in logs:
         parts.append(f"MTP {logs['mtp_loss']:.4f}")
     if "learning_rate" in logs:

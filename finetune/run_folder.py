@@ -11,12 +11,12 @@ import yaml
 
 from .checkpoints import last_checkpoint, remove_unfinished, step_of
 from .errors import RecipeError, TrainingError
-from .recipe import Recipe, as_yaml
+from .recipe import CommonRecipe, as_yaml
 
 # Of the trainer's settings, those that may change when a run goes on: they change no weight.
 FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
 # Sections by which a run that goes on would become another run.
-FIXED_SECTIONS = ("stage", "model", "data", "adapter", "moe", "trainer")
+FIXED_SECTIONS = ("stage", "model", "data", "prompts", "rewards", "rollout", "adapter", "moe", "trainer")
 # What may lie in the folder before a run begins: an evaluation of the model as it was, and the rows that were left out
 # by one that ended before its first step.
 _HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png", "skipped_rows.jsonl")
@@ -34,7 +34,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "RunFolder":
+    def of(cls, recipe: CommonRecipe) -> "RunFolder":
         """Return the folder of the recipe's run."""
         return cls(Path(recipe.output.dir).expanduser())
 
@@ -78,7 +78,7 @@ class RunFolder:
         return self.path / "merged"
 
 
-def check_run_folder(recipe: Recipe, resume: bool) -> RunFolder:
+def check_run_folder(recipe: CommonRecipe, resume: bool) -> RunFolder:
     """Return the folder of the recipe's run, after checking that the run may begin there, or go on.
 
     Raises:

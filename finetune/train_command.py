@@ -45,17 +45,25 @@ def train(
 
         seeklet train recipes/sft_smollm2-135m_support_cpu.yaml --resume
     """
-    from .recipe import load_recipe
+    from .recipe import CommonRecipe, GrpoRecipe, Recipe, load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), CommonRecipe)
     if dry_run:
         from rich.console import Console
 
         from .cli import is_first_process
-        from .dry_run import show_dry_run
+        from .dry_run import show_dry_run, show_grpo_dry_run
 
-        show_dry_run(loaded, Console(highlight=False, quiet=not is_first_process()))
-        return
-    from . import sft
+        console = Console(highlight=False, quiet=not is_first_process())
+        if isinstance(loaded, GrpoRecipe):
+            show_grpo_dry_run(loaded, console)
+        elif isinstance(loaded, Recipe):
+            show_dry_run(loaded, console)
+    elif isinstance(loaded, GrpoRecipe):
+        from . import grpo
 
-    sft.train(loaded, resume=resume)
+        grpo.train(loaded, resume=resume)
+    elif isinstance(loaded, Recipe):
+        from . import sft
+
+        sft.train(loaded, resume=resume)

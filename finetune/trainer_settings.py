@@ -5,27 +5,26 @@ from dataclasses import replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 from transformers import SchedulerType, Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
-from trl import SFTConfig
+from trl import GRPOConfig, SFTConfig
 
 from .errors import RecipeError
-from .recipe import Recipe
+from .recipe import CommonRecipe, GrpoRecipe, Recipe
+
+Config = SFTConfig | GRPOConfig
+R = TypeVar("R", bound=CommonRecipe)
 
 # Set whatever the recipe says, which is refused where it names one of them (`recipe.trainer_fields.SET_BY_SEEKLET`).
-FIXED: dict[str, Any] = {
+FIXED: dict[str, dict[str, Any]] = {
     # The data comes tokenised, masked, cut and packed.
-    "dataset_kwargs": {"skip_prepare_dataset": True},
-    "max_length": None,
-    "remove_unused_columns": False,
-    "label_names": ["labels"],
-    # Progress is ours. A loss that is not a number must be seen.
-    "disable_tqdm": True,
+    "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "label_names": ["labels"]},
+    "grpo": {},
 }
 # Optimizers that take the model apart themselves, and whose state is not, or not only, in the optimizer.
 BESIDE_CHECKPOINTS = ("galore", "apollo", "lomo", "adalomo")
@@ -60,20 +59,48 @@ DECISIVE = (
     "logging_steps",
     "report_to",
 )
+DECISIVE_IN_GRPO = (
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "loss_type",
+    "scale_rewards",
+    "importance_sampling_level",
+    "num_iterations",
+    "mask_truncated_completions",
+    "use_vllm",
+)
 # How many checkpoints stay where the recipe does not say: the last one and the one before it or the best.
 SAVE_TOTAL_LIMIT = 2
 
 
-def make_trainer_config(recipe: Recipe, checkpoints: Path) -> SFTConfig:
+def make_sft_config(recipe: Recipe, checkpoints: Path) -> SFTConfig:
     """Return TRL's config of the run, whose checkpoints go to `checkpoints`.
 
     Raises:
         RecipeError: settings contradict each other, or this machine cannot do what they ask for.
     """
+    return _make(SFTConfig, recipe, checkpoints)
+
+
+def make_grpo_config(recipe: GrpoRecipe, checkpoints: Path) -> GRPOConfig:
+    """Return the same for reinforcement learning."""
+    return _make(GRPOConfig, recipe, checkpoints, reward_weights=[reward.weight for reward in recipe.rewards])
+
+
+def _make(config_class: Any, recipe: CommonRecipe, checkpoints: Path, **fields: Any) -> Any:
     given = dict(recipe.trainer)
     _check(given)
+    # Progress is ours.
+    fixed = {"output_dir": str(checkpoints), "disable_tqdm": True, "remove_unused_columns": False}
     try:
-        config = SFTConfig(output_dir=str(checkpoints), **default_settings(recipe) | given | FIXED)
+        config = config_class(**default_settings(recipe) | given | fixed | FIXED[recipe.stage] | fields)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"trainer: {_first_line(error)}") from error
     _check_optimizer(config)
@@ -81,15 +108,16 @@ def make_trainer_config(recipe: Recipe, checkpoints: Path) -> SFTConfig:
     return config
 
 
-def complete(recipe: Recipe, config: SFTConfig) -> Recipe:
-    """Return the recipe with all that is decisive in its trainer section, as `make_trainer_config` has settled it."""
-    settled = {name: getattr(config, name) for name in DECISIVE}
+def complete(recipe: R, config: Config) -> R:
+    """Return the recipe with all that is decisive in its trainer section, as its config has settled it."""
+    names = DECISIVE + (DECISIVE_IN_GRPO if recipe.stage == "grpo" else ())
+    settled = {name: getattr(config, name) for name in names}
     # As a recipe writes it: the value of an Enum, and one name for no reporters.
     plain = {name: value.value if isinstance(value, Enum) else value for name, value in settled.items()}
     return replace(recipe, trainer=plain | {"report_to": plain["report_to"] or "none"} | dict(recipe.trainer))
 
 
-def default_settings(recipe: Recipe) -> dict[str, Any]:
+def default_settings(recipe: CommonRecipe) -> dict[str, Any]:
     """Return what the recipe's trainer section defaults to where TRL's own default would not do.
 
     TRL computes in bf16 and recomputes activations on CPU too, hides losses that are not numbers, and keeps every
@@ -127,17 +155,17 @@ def _saves_after_each_evaluation(given: Mapping[str, Any]) -> bool:
     return strategy == "epoch" or given.get("eval_steps") == given.get("save_steps", object())
 
 
-def check_validation(recipe: Recipe, num_held_out: int) -> None:
+def check_validation(recipe: CommonRecipe, num_held_out: int) -> None:
     """Check that there is something to evaluate on where the recipe asks for evaluations.
 
     Raises:
         RecipeError: there is not.
     """
-    strategy = recipe.trainer.get("eval_strategy", "no")
+    strategy, section = recipe.trainer.get("eval_strategy", "no"), "data" if recipe.stage == "sft" else "prompts"
     if strategy != "no" and not num_held_out:
         raise RecipeError(
-            f"trainer.eval_strategy is {strategy}, but no conversation was held out; set data.validation to files or "
-            "to a larger share"
+            f"trainer.eval_strategy is {strategy}, but nothing was held out; set {section}.validation to files or to a "
+            "larger share"
         )
 
 
@@ -171,7 +199,7 @@ def _check_reporters(given: str | Sequence[str]) -> None:
         )
 
 
-def _check_optimizer(config: SFTConfig) -> None:
+def _check_optimizer(config: Config) -> None:
     """Make the optimizer, of a model of one weight: what is not installed and what it does not take shows here."""
     name = OptimizerNames(config.optim).value
     if name.startswith(BESIDE_CHECKPOINTS):
@@ -189,7 +217,7 @@ def _check_optimizer(config: SFTConfig) -> None:
         raise RecipeError(f"trainer.optim is {name}{given}, which cannot be made: {_first_line(error)}") from error
 
 
-def _check_scheduler(config: SFTConfig) -> None:
+def _check_scheduler(config: Config) -> None:
     """Make the schedule of the learning rate, for an optimizer of one weight."""
     name, given = SchedulerType(config.lr_scheduler_type).value, config.lr_scheduler_kwargs
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)

@@ -17,14 +17,14 @@ from .errors import RecipeError
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
-from .recipe import ModelSettings, MoeSettings, Recipe
+from .recipe import CommonRecipe, ModelSettings, MoeSettings
 
 MtpLoss = Literal["off", "detached", "full"]
 # Settings of the recipe's moe section that are fields of the checkpoint's config, too.
 _CONFIG_FIELDS = ("mtp_loss_weight", "balance_loss_weight", "bias_update_speed")
 
 
-def build_training_model(recipe: Recipe) -> PreTrainedModel | PeftModel:
+def build_training_model(recipe: CommonRecipe) -> PreTrainedModel | PeftModel:
     """Return the recipe's model in training mode, on the CPU unless `model.device_map` places it.
 
     New adapter weights are drawn from PyTorch's generator: seed it first.
@@ -33,7 +33,9 @@ def build_training_model(recipe: Recipe) -> PreTrainedModel | PeftModel:
         RecipeError: the model cannot be loaded or trained as the recipe says.
         CheckpointError: its files are damaged.
     """
-    model = use_head_loss(load_for_training(recipe.model))
+    model = load_for_training(recipe.model)
+    if recipe.stage == "sft":
+        model = use_head_loss(model)
     set_losses(model, recipe.moe)
     trained: PreTrainedModel | PeftModel = model
     if recipe.adapter is not None:
@@ -41,7 +43,7 @@ def build_training_model(recipe: Recipe) -> PreTrainedModel | PeftModel:
         for config in trained.peft_config.values():
             # Whoever merges the adapter later must take the same weights.
             config.revision = recipe.model.revision
-    freeze_unreached(trained, recipe.moe)
+    freeze_unreached(trained, recipe.moe, recipe.stage)
     _check_fp16(trained, recipe)
     return trained.train()
 
@@ -97,12 +99,44 @@ def set_losses(model: PreTrainedModel, settings: MoeSettings) -> None:
         setattr(model.config, name, value)
 
 
-def mtp_mode(model: nn.Module, settings: MoeSettings) -> MtpLoss:
-    """Return how multi-token prediction is trained: as `settings` say, or "off" where there is none to train."""
+def mtp_mode(model: nn.Module, settings: MoeSettings, stage: str) -> MtpLoss:
+    """Return how multi-token prediction is trained: as `settings` say, or "off" where there is none to train.
+
+    Where they say nothing: in full, in reinforcement learning detached, and there not at all where the modules are
+    frozen.
+    """
     seeklet = find_seeklet(model)
     if seeklet is None or not seeklet.config.num_nextn_predict_layers or not seeklet.config.mtp_loss_weight:
         return "off"
-    return settings.mtp_loss
+    if settings.mtp_loss is not None:
+        return settings.mtp_loss
+    if stage == "sft":
+        return "full"
+    return "detached" if any(parameter.requires_grad for parameter in _mtp_parameters(seeklet)) else "off"
+
+
+def _mtp_parameters(seeklet: SeekletForCausalLM) -> list[nn.Parameter]:
+    modules = list(seeklet.model.layers)[seeklet.config.num_hidden_layers :]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def describe(model: nn.Module, recipe: CommonRecipe) -> list[str]:
+    """Return lines that say how much of the model is trained, and how."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lines = [f"{trained:,} of {total:,} parameters trained ({trained / max(1, total):.2%})"]
+    seeklet = find_seeklet(model)
+    if seeklet is not None and seeklet.config.num_nextn_predict_layers:
+        mode = mtp_mode(model, recipe.moe, recipe.stage)
+        weight = f", weight {seeklet.config.mtp_loss_weight:g}" if mode != "off" else ""
+        lines.append(f"multi-token prediction loss: {mode}{weight}")
+    halves = {torch.bfloat16, torch.float16}
+    if recipe.adapter is None and any(p.requires_grad and p.dtype in halves for p in model.parameters()):
+        lines.append(
+            "the weights themselves are held in half precision, which loses small updates; "
+            "model.dtype: float32 with trainer.bf16: true keeps them"
+        )
+    return lines
 
 
 def find_seeklet(model: nn.Module) -> SeekletForCausalLM | None:
@@ -110,7 +144,7 @@ def find_seeklet(model: nn.Module) -> SeekletForCausalLM | None:
     return find_inside(model, SeekletForCausalLM)
 
 
-def freeze_unreached(model: nn.Module, settings: MoeSettings) -> None:
+def freeze_unreached(model: nn.Module, settings: MoeSettings, stage: str = "sft") -> None:
     """Freeze multi-token prediction modules that no loss reaches: several processes would wait for their gradients.
 
     Raises:
@@ -119,9 +153,8 @@ def freeze_unreached(model: nn.Module, settings: MoeSettings) -> None:
     seeklet = find_seeklet(model)
     if seeklet is None or not seeklet.config.num_nextn_predict_layers:
         return
-    modules: list[nn.Module] = list(seeklet.model.layers)[seeklet.config.num_hidden_layers :]
-    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    mode, adapts = mtp_mode(model, settings), isinstance(model, PeftModel)
+    trained = [parameter for parameter in _mtp_parameters(seeklet) if parameter.requires_grad]
+    mode, adapts = mtp_mode(model, settings, stage), isinstance(model, PeftModel)
     if mode == "off" and trained and adapts:
         raise RecipeError(
             "adapter.targets reaches the multi-token prediction modules, but their loss is off (moe.mtp_loss, or a "
@@ -154,7 +187,7 @@ def check_tokens(model: nn.Module, settings: ModelSettings, rows: Dataset) -> No
         )
 
 
-def _check_fp16(model: nn.Module, recipe: Recipe) -> None:
+def _check_fp16(model: nn.Module, recipe: CommonRecipe) -> None:
     if recipe.trainer.get("fp16") and any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
         raise RecipeError(
             "trainer.fp16 scales gradients, which weights held in float16 cannot be; allowed: model.dtype float32, or "

@@ -33,6 +33,10 @@ _PROBES: tuple[tuple[Message, ...], ...] = (
 )
 
 
+# A Jinja comment trims white space as the marker does that it stands for.
+_SERVED_MARKER = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
+
+
 class ChatTemplate(NamedTuple):
     """A Jinja chat template, and where it is from: a shipped name, a path, or "tokenizer"."""
 
@@ -97,6 +101,11 @@ def choose_template(
         "the tokenizer's chat template has no {% generation %} markers, so what the assistant writes cannot be told "
         f"from the rest, and no shipped template writes the same text; {_what_to_do(shipped)}"
     )
+
+
+def served_template(template: ChatTemplate) -> str:
+    """Return the template without the markers of what is trained on, which not every engine knows."""
+    return _SERVED_MARKER.sub(r"{#\1 \2#}", template.text)
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:

@@ -149,4 +149,5 @@ def _draw(name: str, options: Mapping[str, Any], settings: PromptSettings) -> It
     for index in range(settings.size):
         entry = task[index]
         messages = _with_system([{"role": "user", "content": entry["question"]}], settings.system)
-        yield Prompt(messages, {"answer": entry["answer"], "entry": entry, "task": name}, Source(f"gym:{name}", index + 1))
+        columns = {"answer": entry["answer"], "entry": entry, "task": name}
+        yield Prompt(messages, columns, Source(f"gym:{name}", index + 1))

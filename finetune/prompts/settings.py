@@ -23,9 +23,11 @@ class PromptSettings:
     validation: tuple[Text, ...] | Annotated[float, Range(least=0, below=1)] = 0.0
     """Files of their own, or the share that is held out by the content of the question."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The file's own name for `prompt` and `answer`, where it is none of the usual: {prompt: Frage, answer: Antwort}."""
+    """The file's own names for `prompt` and `answer`, where not the usual ones: {prompt: Frage, answer: Antwort}."""
     system: Text | None = None
     """Put before every prompt that has no system message."""
+    chat_template: Text | None = None
+    """A template shipped with seeklet by name, or a path to a .jinja file; null takes the tokenizer's own."""
     max_tokens: Annotated[int, POSITIVE] = 1024
     """The longest prompt."""
     on_long: str = "error"

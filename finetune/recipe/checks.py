@@ -5,20 +5,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from .load import Recipe
+    from .load import CommonRecipe, GrpoRecipe, Recipe
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # Begins the name of a data set that is not a file.
 HUB_DATA = "hub:"
 
 
-def find_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+def find_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, what is wrong) of everything that cannot be meant together."""
     yield from _find_adapter_contradictions(recipe)
-    yield from _find_evaluation_contradictions(recipe)
+    yield from _find_trainer_contradictions(recipe)
     if recipe.moe.mtp_loss == "off" and recipe.moe.mtp_loss_weight:
         yield "moe.mtp_loss_weight", "given, but moe.mtp_loss is off; leave one of them out"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -27,14 +27,23 @@ def find_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
             "start one (accelerate launch --num_processes 1), or set it to null and let them share the model (FSDP)"
         )
         yield "model.device_map", f"auto lays one process's model out over all GPUs, and here are {processes}; {advice}"
-    if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
-        yield "trainer.fp16", "bf16 is true too; choose one"
-    for key, names in (("data.train", recipe.data.train), ("evaluation.metrics", recipe.evaluation.metrics)):
+    if recipe.stage == "sft":
+        yield from _find_sft_contradictions(cast("Recipe", recipe))
+    else:
+        yield from _find_grpo_contradictions(cast("GrpoRecipe", recipe))
+    for key, names in _lists_of_names(recipe):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             yield key, f"{twice[0]} is there twice"
 
 
-def _find_adapter_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+def _lists_of_names(recipe: "CommonRecipe") -> list[tuple[str, tuple[str, ...]]]:
+    if recipe.stage == "sft":
+        sft = cast("Recipe", recipe)
+        return [("data.train", sft.data.train), ("evaluation.metrics", sft.evaluation.metrics)]
+    return [("prompts.train", cast("GrpoRecipe", recipe).prompts.train)]
+
+
+def _find_adapter_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
     if recipe.adapter is not None:
         return
     if recipe.model.fp8 == "keep":
@@ -43,21 +52,11 @@ def _find_adapter_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         yield "output.merge", "there is no adapter to merge; without one the whole model is saved anyway"
 
 
-def _find_evaluation_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
-    evaluation, trainer = recipe.evaluation, recipe.trainer
-    evaluates = trainer.get("eval_strategy", "no") != "no"
-    held_out = recipe.data.validation
-    if not held_out and evaluates:
-        yield "trainer.eval_strategy", "nothing is held out to evaluate on; set data.validation"
-    if isinstance(held_out, tuple) and (both := set(held_out) & set(recipe.data.train)):
-        yield "data.validation", f"{min(both)} is in data.train too, so it would measure what was learnt by heart"
-    if evaluation.patience is not None and not evaluates:
-        yield "evaluation.patience", "needs evaluations while training; set trainer.eval_strategy to steps or epoch"
-    if evaluation.min_improvement and evaluation.patience is None:
-        yield "evaluation.min_improvement", "has no effect without evaluation.patience"
-    if evaluation.lm_eval_limit is not None and not evaluation.lm_eval:
-        yield "evaluation.lm_eval_limit", "has no effect without evaluation.lm_eval"
-    if trainer.get("save_strategy") == "best" and not evaluates:
+def _find_trainer_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
+    trainer = recipe.trainer
+    if trainer.get("bf16") and trainer.get("fp16"):
+        yield "trainer.fp16", "bf16 is true too; choose one"
+    if trainer.get("save_strategy") == "best" and not _evaluates(recipe):
         yield (
             "trainer.save_strategy",
             "best needs evaluations while training; set trainer.eval_strategy to steps or epoch",
@@ -72,10 +71,44 @@ def _find_evaluation_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str
             )
 
 
-def find_missing_files(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+def _evaluates(recipe: "CommonRecipe") -> bool:
+    return recipe.trainer.get("eval_strategy", "no") != "no"
+
+
+def _find_sft_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    evaluation, held_out = recipe.evaluation, recipe.data.validation
+    if not held_out and _evaluates(recipe):
+        yield "trainer.eval_strategy", "nothing is held out to evaluate on; set data.validation"
+    if isinstance(held_out, tuple) and (both := set(held_out) & set(recipe.data.train)):
+        yield "data.validation", f"{min(both)} is in data.train too, so it would measure what was learnt by heart"
+    if evaluation.patience is not None and not _evaluates(recipe):
+        yield "evaluation.patience", "needs evaluations while training; set trainer.eval_strategy to steps or epoch"
+    if evaluation.min_improvement and evaluation.patience is None:
+        yield "evaluation.min_improvement", "has no effect without evaluation.patience"
+    if evaluation.lm_eval_limit is not None and not evaluation.lm_eval:
+        yield "evaluation.lm_eval_limit", "has no effect without evaluation.lm_eval"
+
+
+def _find_grpo_contradictions(recipe: "GrpoRecipe") -> Iterator[tuple[str, str]]:
+    held_out = recipe.prompts.validation
+    if not held_out and _evaluates(recipe):
+        yield "trainer.eval_strategy", "nothing is held out to evaluate on; set prompts.validation"
+    if isinstance(held_out, tuple) and (both := set(held_out) & set(recipe.prompts.train)):
+        yield "prompts.validation", f"{min(both)} is in prompts.train too, so it would measure what was learnt by heart"
+    if not recipe.rewards:
+        yield "rewards", "is empty; at least one is needed"
+    if recipe.trainer.get("use_vllm"):
+        for name in ("use_mtp", "replay_routing"):
+            if getattr(recipe.rollout, name):
+                yield f"rollout.{name}", "is of seeklet's own rollouts, and trainer.use_vllm leaves them to vLLM"
+
+
+def find_missing_files(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, what is wrong) of files and folders that the recipe names; relative to the current folder."""
-    validation = recipe.data.validation if isinstance(recipe.data.validation, tuple) else ()
-    for key, names in (("data.train", recipe.data.train), ("data.validation", validation)):
+    section = "data" if recipe.stage == "sft" else "prompts"
+    given: Any = getattr(recipe, section)
+    validation = given.validation if isinstance(given.validation, tuple) else ()
+    for key, names in ((f"{section}.train", given.train), (f"{section}.validation", validation)):
         for name in names:
             if not name.startswith(HUB_DATA) and (wrong := _say_unreadable(Path(name).expanduser())):
                 yield key, f"{name}: {wrong}"

@@ -14,7 +14,7 @@ from .messages import alternatives, is_mapping, say_unknown_key
 from .yaml_text import Setting
 
 # Import path of the config class whose fields a stage's `trainer:` section takes.
-CONFIG_CLASSES = {"sft": ("trl", "SFTConfig")}
+CONFIG_CLASSES = {"sft": ("trl", "SFTConfig"), "grpo": ("trl", "GRPOConfig")}
 
 _HUB = "is not set while training: the result is published afterwards, when it has been looked at"
 _CHECKPOINTS = "is set by seeklet, whose checkpoints resume bit by bit"
@@ -68,6 +68,19 @@ SET_BY_SEEKLET = {
     "hub_private_repo": _HUB,
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
+}
+
+# What is different in stage grpo; None: a field like any other.
+_SET_BY_SEEKLET_IN_GRPO: dict[str, str | None] = {
+    "loss_type": None,
+    "reward_weights": "belongs to rewards: the weight of each",
+    "use_transformers_paged": "is set by seeklet, whose rollouts are its own; trainer.use_vllm leaves them to vLLM",
+    "use_transformers_continuous_batching": "is set by seeklet, whose rollouts are its own",
+    "transformers_continuous_batching_config": "is set by seeklet, whose rollouts are its own",
+    "cache_implementation": "is set by seeklet, whose rollouts are its own",
+    "generation_kwargs": "is set by seeklet; trainer has temperature, top_p, top_k, min_p and max_completion_length",
+    "log_completions_hub_repo": _HUB,
+    "max_tool_calling_iterations": "is not there yet: rollouts call no tools",
 }
 
 # What became of keys that TRL, transformers, PEFT or other tools know, or once knew.
@@ -144,18 +157,28 @@ class Narrowed(TypedDict, total=False):
     data_seed: Annotated[int, _SEED] | None
 
 
+def set_by_seeklet(stage: str | None) -> dict[str, str]:
+    """Return what to say of the fields of a stage's config class that seeklet sets by itself."""
+    if stage is None:
+        return SET_BY_SEEKLET
+    changes = _SET_BY_SEEKLET_IN_GRPO if stage == "grpo" else {}
+    there = list_trainer_fields(stage)
+    return {name: said for name, said in (SET_BY_SEEKLET | changes).items() if said is not None and name in there}
+
+
 def read_trainer(reader: FieldReader, setting: Setting, stage: str) -> dict[str, Any] | Any:
     """Return the fields of a `trainer:` section, of the types that TRL's config class declares, or INVALID."""
     if not isinstance(setting.value, dict):
         return reader.read(setting, Mapping[str, Any], "trainer")
     annotations = list_trainer_fields(stage)
-    allowed = [name for name in annotations if name not in SET_BY_SEEKLET]
+    own = set_by_seeklet(stage)
+    allowed = [name for name in annotations if name not in own]
     fields = {}
     for name, given in setting.value.items():
         if name in allowed:
             fields[name] = reader.read(given, annotations[name], f"trainer.{name}")
         elif name in annotations:
-            reader.problems.add(given.place, f"trainer.{name}: {SET_BY_SEEKLET[name]}")
+            reader.problems.add(given.place, f"trainer.{name}: {own[name]}")
         else:
             reader.problems.add(given.place, say_unknown_key(f"trainer.{name}", allowed, reader.moved))
     return INVALID if INVALID in fields.values() else fields

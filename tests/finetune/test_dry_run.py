@@ -16,7 +16,7 @@ from seeklet.finetune.memory import Batch, Memory, measure_memory
 from seeklet.finetune.meta_model import build_meta_model
 from seeklet.finetune.recipe import ModelSettings, as_yaml, load_recipe
 from seeklet.finetune.steps import Steps, count_steps
-from seeklet.finetune.trainer_settings import make_trainer_config
+from seeklet.finetune.trainer_settings import make_sft_config
 from seeklet.modeling import SeekletConfig
 from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
@@ -133,7 +133,7 @@ def test_steps(
     rows: int, overrides: tuple[str, ...], num_processes: int, expected: Steps, monkeypatch, tmp_path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    config = make_trainer_config(load_recipe(SUPPORT, [EPOCHS, *overrides]), tmp_path)
+    config = make_sft_config(load_recipe(SUPPORT, [EPOCHS, *overrides]), tmp_path)
     assert count_steps(config, rows, num_processes) == expected
 
 

@@ -19,7 +19,12 @@ from seeklet.finetune.recipe import (
     as_yaml,
     load_recipe,
 )
-from seeklet.finetune.recipe.trainer_fields import SET_BY_SEEKLET, list_trainer_fields
+from seeklet.finetune.recipe.trainer_fields import (
+    _SET_BY_SEEKLET_IN_GRPO,
+    SET_BY_SEEKLET,
+    list_trainer_fields,
+    set_by_seeklet,
+)
 from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 
@@ -100,7 +105,12 @@ def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
     """A name that TRL dropped would be refused with advice that no longer fits."""
     assert set(SET_BY_SEEKLET) <= set(list_trainer_fields("sft"))
     # What training sets whatever a recipe says, a recipe must not seem to say.
-    assert set(FIXED) <= set(SET_BY_SEEKLET)
+    for stage, fixed in FIXED.items():
+        assert set(fixed) <= set(set_by_seeklet(stage))
+    assert set_by_seeklet("sft") == SET_BY_SEEKLET
+    said = set_by_seeklet("grpo")
+    assert "loss_type" not in said and "packing" not in said and said["reward_weights"].startswith("belongs to rewards")
+    assert all(text is None or name in list_trainer_fields("grpo") for name, text in _SET_BY_SEEKLET_IN_GRPO.items())
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -71,7 +71,7 @@ def test_every_problem_is_told_at_once_and_in_the_order_of_the_file(run: Run) ->
     assert run(recipe, "output.dri=x") == (
         2,
         [
-            'r.yaml:2: stage: expected sft, got "rl"',
+            'r.yaml:2: stage: expected one of sft, grpo, got "rl"',
             "r.yaml:12: adapter.rnak: unknown key; nearest: rank",
             "override 'output.dri=x': output.dri: unknown key; nearest: dir",
         ],

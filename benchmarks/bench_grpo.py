@@ -1,0 +1,106 @@
+"""One GRPO step, rollout included, beside TRL's trainer on the stock model; and rollouts with drafts beside those without.
+
+python -m benchmarks.bench_grpo [--repeats 5]
+"""
+
+import argparse
+import tempfile
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.timing import Comparison, compare
+from seeklet.finetune.demo.nano import nano_config
+from seeklet.finetune.demo.tokenizer import build_tokenizer
+from seeklet.finetune.grpo_trainer import SeekletGRPOTrainer
+from seeklet.modeling import SeekletForCausalLM
+
+PROMPTS, GROUP, NEW_TOKENS = 16, 8, 48
+TARGET = 1.3
+
+
+def models() -> tuple[SeekletForCausalLM, DeepseekV3ForCausalLM]:
+    """Return the demo's model, ours and transformers', with the same weights; without what only ours would train."""
+    torch.manual_seed(0)
+    config = nano_config()
+    config.num_nextn_predict_layers, config.balance_loss_weight = 0, 0.0
+    ours = SeekletForCausalLM(config)
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save_pretrained(folder)
+        stock = DeepseekV3ForCausalLM.from_pretrained(folder, config=DeepseekV3Config.from_pretrained(folder))
+    return ours, stock
+
+
+def make_config(folder: str) -> GRPOConfig:
+    """Return settings of a step of 16 prompts with 8 samples of 48 tokens each."""
+    return GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=NEW_TOKENS,
+        max_steps=1,
+        learning_rate=0.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+
+
+def count_digits(completions: list[Any], **kwargs: Any) -> list[float | None]:
+    """Return a reward that differs within every group."""
+    return [float(sum(character.isdigit() for character in completion[0]["content"])) for completion in completions]
+
+
+def compare_step(repeats: int) -> Comparison:
+    """Return the comparison of rollout, rewards, loss, gradients and optimizer step."""
+    ours, stock = models()
+    prompts = [[{"role": "user", "content": f"{a}+{b}-{a}+{b}"}] for a in range(4) for b in range(4)]
+    data, tokenizer = Dataset.from_dict({"prompt": prompts}), build_tokenizer()
+    rows = [{"prompt": prompt} for prompt in prompts for _ in range(GROUP)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainers: list[Any] = [
+            SeekletGRPOTrainer(ours, [count_digits], make_config(folder), tokenizer, data),
+            GRPOTrainer(
+                stock, [count_digits], make_config(folder), train_dataset=data, processing_class=build_tokenizer()
+            ),
+        ]
+        steps = [_step(trainer, rows) for trainer in trainers]
+        return compare(f"GRPO step, {PROMPTS}x{GROUP} samples of {NEW_TOKENS} tokens", TARGET, *steps, repeats)
+
+
+def _step(trainer: Any, rows: list[dict[str, Any]]) -> Any:
+    # Every sample is as long as every other.
+    trainer.eos_token_ids = [10**6]
+    trainer.generation_config.eos_token_id = [10**6]
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    model = trainer.model.train()
+
+    def step() -> None:
+        torch.manual_seed(1)
+        trainer.training_step(model, rows, None)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats of every comparison")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    row = compare_step(arguments.repeats)
+    print(f"{row.name}: seeklet {row.ours_s:.2f} s, TRL and stock {row.peer_s:.2f} s, {row.ratio:.2f}x ({row.target}x)")
+
+
+if __name__ == "__main__":
+    main()

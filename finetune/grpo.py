@@ -1,0 +1,97 @@
+"""Reinforcement learning from verifiable rewards, from a recipe to a trained model in the run's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.utils import wait_for_everyone
+from peft import PeftModel
+from rich.console import Console
+from transformers import set_seed
+
+from .evaluation.models import load_tokenizer
+from .grpo_plots import draw_grpo_plots
+from .grpo_trainer import SeekletGRPOTrainer
+from .metrics import MetricsFile, read_metrics
+from .progress import training_progress
+from .prompts.prepare import as_dataset, as_text, prepare_prompts, set_template, with_columns
+from .reasoning import opens_reasoning
+from .recipe import GrpoRecipe
+from .rewards import RewardGuard, RewardSet
+from .run import Run, running, without_bars
+from .run_folder import RunFolder
+from .trainer_settings import check_validation, complete, make_grpo_config
+from .training_model import build_training_model, mtp_mode
+
+
+@dataclass(frozen=True)
+class GrpoResult:
+    """What a run has left: its folder, the adapter or the model, optimiser steps, and the mean reward of the last."""
+
+    folder: Path
+    trained: Path
+    steps: int
+    reward: float
+
+
+def train(recipe: GrpoRecipe, *, resume: bool = False, console: Console | None = None) -> GrpoResult:
+    """Return what training as the recipe says has left in its `output.dir`; what can be checked is checked first.
+
+    With `resume` the run that is there goes on from its last checkpoint. Under `accelerate launch` call it in every
+    process; the first one writes and speaks.
+
+    Raises:
+        RecipeError: the recipe cannot be carried out, or the folder is taken, or holds nothing to go on with.
+        DataError: the prompts cannot be used.
+        CheckpointError: the model's files are damaged.
+        TrainingError: training had to stop; says why, and where it can go on from.
+        KeyboardInterrupt: after saying where the run can go on from.
+    """
+    config = make_grpo_config(recipe, RunFolder.of(recipe).checkpoints)
+    with running(complete(recipe, config), config, resume, console) as run:
+        return _train(run)
+
+
+def _train(run: Run[GrpoRecipe]) -> GrpoResult:
+    recipe, folder = run.recipe, run.folder
+    tokenizer = load_tokenizer(recipe.model)
+    set_template(tokenizer, recipe.prompts)
+    train, validation = prepare_prompts(recipe.prompts, tokenizer)
+    check_validation(recipe, len(validation))
+    run.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
+    rewards = RewardSet(
+        recipe.rewards,
+        on_error=recipe.rollout.on_error,
+        max_failed_share=recipe.rollout.max_failed_share,
+        opened=opens_reasoning(as_text(tokenizer, train[0])),
+        failures_file=folder.path / "reward_failures.jsonl" if run.is_main else None,
+    )
+    set_seed(run.config.seed)
+    model = build_training_model(recipe)
+    run.show(model)
+    run.begin()
+    with training_progress(run.console) as progress, without_bars():
+        trainer = SeekletGRPOTrainer(
+            model,
+            [with_columns(function) for function in rewards.functions],
+            run.config,
+            tokenizer,
+            as_dataset(train),
+            as_dataset(validation) if validation else None,
+            mtp_loss=mtp_mode(model, recipe.moe, recipe.stage),
+            bias_update_speed=recipe.moe.bias_update_speed or 0.0,
+            drafts=recipe.rollout.use_mtp,
+            replays_routing=recipe.rollout.replay_routing,
+            callbacks=[MetricsFile(folder.metrics), RewardGuard(rewards), progress],
+            max_shard_gb=recipe.output.max_shard_gb,
+        )
+        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+    trained = folder.trained(isinstance(model, PeftModel))
+    trainer.save_trained(trained)
+    entries = trainer.state.log_history
+    reward = next((entry["reward"] for entry in reversed(entries) if "reward" in entry), float("nan"))
+    if run.is_main:
+        if recipe.output.plots:
+            draw_grpo_plots(read_metrics(folder.metrics), folder.plots)
+        run.say(f"Done: {trainer.state.global_step:,} steps, mean reward {reward:.3f}. {trained}")
+    wait_for_everyone()
+    return GrpoResult(folder.path, trained, trainer.state.global_step, reward)
