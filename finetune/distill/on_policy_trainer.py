@@ -151,7 +151,7 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         num_completion = inputs["completion_ids"].shape[1]
         labels = tokens.masked_fill(mask == 0, IGNORE_INDEX)
         labels[:, :-num_completion] = IGNORE_INDEX
-        num_valid = inputs["completion_mask"].sum()
+        num_valid = self._num_compared(inputs)
         num_items = num_valid.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         self._passed = run_student(unwrapped_student, tokens, mask, labels, num_items, self._mtp_loss)
         # What predicts a token stands one place in front of it.
@@ -163,6 +163,10 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         if self._passed.extra_loss is not None:
             loss = loss + self._passed.extra_loss
         return loss, distances.entropy.sum(), num_valid
+
+    def _num_compared(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return how many completion tokens the divergence is of."""
+        return inputs["completion_mask"].sum()
 
     def _distances(
         self,
@@ -210,7 +214,8 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         if self.use_vllm or images is not None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
         assert self.max_completion_length is not None
-        if self.model_wrapped.training:
+        student: Any = self.model
+        if student.training:
             # Of a student that is no number any more nothing can be sampled.
             self.check_finite()
             self._check_gradient()

@@ -39,12 +39,14 @@ def make_rows(packed: bool = False, lengths: tuple[int, ...] = LENGTHS) -> Datas
 
 def write(folder: Path, rows: Dataset | None = None, teacher: Any = None, **settings: Any) -> TopKManifest:
     """Write a cache as a recipe would, three rows to a shard."""
-    options = {name: settings.pop(name) for name in ("on_tokens", "num_shared", "name") if name in settings}
+    options: dict[str, Any] = {
+        name: settings.pop(name) for name in ("on_tokens", "num_shared", "name") if name in settings
+    }
     teacher = build_teacher() if teacher is None else teacher
     fields = {"num_tokens": TOP, "rows_per_shard": 3, "batch_size": 2} | settings
     rows = make_rows() if rows is None else rows
     return write_topk(
-        teacher, build_tokenizer(), rows, folder, TopKSettings(**fields), **{"name": "org/teacher"} | options
+        teacher, build_tokenizer(), rows, folder, TopKSettings(**fields), **{"name": "org/teacher", **options}
     )
 
 

@@ -190,7 +190,7 @@ def test_no_folder_of_this_machine_is_written_down(tmp_path: Path) -> None:
 
 
 def test_rows_the_teacher_cannot_read_are_named(tmp_path: Path) -> None:
-    empty = Dataset.from_list([*make_rows(), {"input_ids": [5, 6, 7], "assistant_masks": [1, 0, 0]}])
+    empty = Dataset.from_list([*make_rows().to_list(), {"input_ids": [5, 6, 7], "assistant_masks": [1, 0, 0]}])
     with pytest.raises(DataError, match=r"^row 8 has nothing to learn: no token of it is marked"):
         write(tmp_path, empty)
     unknown = Dataset.from_list([{"input_ids": [5, 6, 32], "assistant_masks": [0, 0, 1]}])
