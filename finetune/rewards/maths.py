@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, ClassVar
 
 from ..limits import ABOVE_ZERO
@@ -13,8 +14,8 @@ ANCHOR = re.compile(r"\banswer(?: is|:)[\s*]*", re.IGNORECASE)
 BOXES = re.compile(r"\\f?boxed\s*\{")
 # What surrounds an expression: Markdown's emphasis, LaTeX's signs of a formula, a full stop.
 AROUND = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("", "."))
-# Far beyond any result; a text of many digits alone can keep a library busy.
-MAX_CHARACTERS = 1000
+# Far beyond any result; many digits or brackets alone can keep a library busy.
+MAX_CHARACTERS, MAX_NESTING = 1000, 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Maths:
             RewardError: the row lacks the column, or the comparison took too long or too much memory.
         """
         expected, given = read_text(row, self.column), find_result(answer_of(completion, row), self.boxed)
-        if not given or len(given) > MAX_CHARACTERS:
+        if not given or len(given) > MAX_CHARACTERS or _nesting(given) > MAX_NESTING:
             return 0.0
         boxed = last_box(expected)
         request = {"expected": _bare(expected if boxed is None else boxed), "given": given}
@@ -84,6 +85,12 @@ def last_box(text: str) -> str | None:
             if depth == 0:
                 return text[start:index]
     return None
+
+
+def _nesting(text: str) -> int:
+    """Return how many brackets are open at once, whatever their kind and whether they are ever closed."""
+    depths = accumulate((character in "([{") - (character in ")]}") for character in text)
+    return max(depths, default=0)
 
 
 def _bare(text: str) -> str:

@@ -12,13 +12,13 @@ What holds it, each where the kernel and the container offer it; it needs no pri
 
 The first three are required unless the caller says otherwise, and nothing is run without them.
 
-What it does not protect from: faults of the kernel, which is the host's (a virtual machine is what helps there); reading
-what lies in Python's folders, the system's libraries and /usr; learning from `stat` which files exist; guessing through
-the use of caches and time; heat, and the load on CPUs and memory up to the limits, times the number of threads that
-score. Without namespaces, files may exceed the folder's limit for the twentieth of a second between two looks. Where
-seccomp is done without, code may leave processes behind, unless there are namespaces. On processors other than x86_64
-and aarch64 only limits are left, on systems other than Linux nothing, and nothing is run there. On aarch64 this has not
-been tried. Code that runs beside assertions can look for them: see `code`.
+What it does not protect from: faults of the kernel, which is the host's (a virtual machine is what helps there);
+reading what lies in Python's folders, the system's libraries and /usr; learning from `stat` which files exist;
+guessing through the use of caches and time; heat, and the load on CPUs and memory up to the limits, times the number
+of threads that score. Without namespaces, files may exceed the folder's limit for the twentieth of a second between
+two looks. Where seccomp is done without, code may leave processes behind, unless there are namespaces. On processors
+other than x86_64 and aarch64 only limits are left, on systems other than Linux nothing, and nothing is run there. On
+aarch64 this has not been tried. Code that runs beside assertions can look for them: see `code`.
 """
 
 from .run import ALL_LAYERS, REQUIRED_LAYERS, Layer, Limits, Outcome, find_layers, run_program, run_tests

@@ -86,14 +86,14 @@ tried = [
     lambda: os.truncate(path, 0),
     lambda: open(os.path.join(folder, "new"), "w"),
     lambda: os.mkdir(os.path.join(folder, "newer")),
-    lambda: os.remove(path),
-    lambda: os.rename(path, "mine"),
-    lambda: os.link(path, "mine"),
-    lambda: os.symlink("/", os.path.join(folder, "link")),
     lambda: os.chmod(path, 0o777),
     lambda: os.utime(path, (0, 0)),
     lambda: os.chown(path, os.getuid(), -1),
+    lambda: os.link(path, "mine"),
+    lambda: os.symlink("/", os.path.join(folder, "link")),
     lambda: os.listdir(folder),
+    lambda: os.rename(path, "moved"),
+    lambda: os.remove(path),
 ]
 os.symlink(path, "shortcut")
 tried.append(lambda: open("shortcut", "w"))

@@ -143,5 +143,8 @@ def test_time_is_limited_in_any_thread_and_the_next_question_is_answered() -> No
     assert Maths(timeout_s=60)("\\boxed{3+x}", row) == 1.0
 
 
-def test_a_result_of_great_length_is_not_looked_at() -> None:
-    assert Maths()("\\boxed{" + "9" * 5000 + "}", {"answer": "3"}) == 0.0
+@pytest.mark.parametrize("result", ["9" * 5000, "(" * 300 + "3" + ")" * 300, "\\frac{" * 100 + "3"])
+def test_a_result_of_great_length_or_depth_is_not_looked_at(result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seeklet.finetune.rewards.maths.ask", lambda *_: pytest.fail("it was looked at"))
+    assert Maths()(f"\\boxed{{{result}}}", {"answer": "3"}) == 0.0
+    assert Maths()(result, {"answer": "3"}) == 0.0
