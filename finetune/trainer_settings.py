@@ -1,5 +1,6 @@
 """TRL's config for a run: what the recipe says, what seeklet sets, and defaults that fit the machine."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -179,6 +180,10 @@ def _check(given: Mapping[str, Any]) -> None:
         raise RecipeError("trainer.logging_nan_inf_filter is true; allowed: false, a loss that is no number must show")
     if given.get("activation_offloading") and not _is_on_gpu(given):
         raise RecipeError("trainer.activation_offloading is true, which moves them off a GPU; allowed on a CPU: false")
+    if given.get("ddp_backend") and "WORLD_SIZE" not in os.environ:
+        raise RecipeError(
+            f"trainer.ddp_backend is {given['ddp_backend']}, but no accelerate launch started this process"
+        )
     for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
         if given.get(name) and not given.get("dataloader_num_workers"):
             raise RecipeError(

@@ -13,13 +13,13 @@ from seeklet.finetune.trainer_settings import (
     check_validation,
     complete,
     default_settings,
-    make_trainer_config,
+    make_sft_config,
 )
 from tests.finetune.test_run_folder import make_recipe
 
 
 def make(tmp_path: Path, **trainer: Any) -> Any:
-    return make_trainer_config(make_recipe(tmp_path / "run", trainer=trainer), tmp_path / "checkpoints")
+    return make_sft_config(make_recipe(tmp_path / "run", trainer=trainer), tmp_path / "checkpoints")
 
 
 def test_defaults_fit_a_cpu_and_hide_nothing(tmp_path: Path) -> None:
@@ -51,12 +51,12 @@ def test_the_recipe_has_the_last_word(tmp_path: Path) -> None:
 
 def test_a_complete_recipe_says_what_it_left_to_others(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run", trainer={"learning_rate": 3, "use_cpu": True, "eval_strategy": "epoch"})
-    config = make_trainer_config(recipe, tmp_path)
+    config = make_sft_config(recipe, tmp_path)
     whole = complete(recipe, config)
     assert whole.trainer.keys() == set(DECISIVE)
     said = {"learning_rate": 3, "eval_strategy": "epoch", "lr_scheduler_type": "linear", "report_to": "none"}
     assert whole.trainer.items() >= (said | {"max_grad_norm": 1.0, "bf16": False, "save_total_limit": 2}).items()
-    again = make_trainer_config(whole, tmp_path)
+    again = make_sft_config(whole, tmp_path)
     assert {**again.to_dict(), "logging_dir": ""} == {**config.to_dict(), "logging_dir": ""}
     assert complete(whole, again) == whole
 
@@ -97,6 +97,7 @@ def test_the_best_model_is_the_result_where_every_evaluated_step_is_saved(
             {"activation_offloading": True, "use_cpu": True},
             r"offloading is true, .*; allowed on a CPU: false",
         ),
+        ({"ddp_backend": "gloo"}, r"ddp_backend is gloo, but no accelerate launch started this process"),
         # What transformers finds by itself, in the words of the recipe.
         ({"save_steps": 2.5, "use_cpu": True}, r"^trainer: --save_steps must be an integer if bigger than 1: 2\.5$"),
         ({"optim": "grokadamw"}, r"^trainer\.optim is grokadamw, which cannot be made: Please install grokadamw"),
@@ -124,7 +125,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, trainer: dict[str, Any], mess
 
 def test_evaluation_needs_something_held_out(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, trainer={"eval_strategy": "epoch"})
-    message = r"trainer\.eval_strategy is epoch, but no conversation was held out; set data\.validation"
+    message = r"trainer\.eval_strategy is epoch, but nothing was held out; set data\.validation"
     with pytest.raises(RecipeError, match=message):
         check_validation(recipe, 0)
     check_validation(recipe, 1)
