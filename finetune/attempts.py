@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from jinja2 import TemplateError
@@ -22,6 +22,30 @@ from .sampling import Sampling, sample
 ROUNDING = 1e-9
 # Token ids of prompts, how many samples of each, and a seed; returns the samples in order of prompts.
 Sampler = Callable[[Sequence[Sequence[int]], int, int], list[list[int]]]
+
+
+class AttemptSettings(Protocol):
+    """What settings of rollouts and of evaluations have in common."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Completions sampled at a time."""
+        ...
+
+    @property
+    def threshold(self) -> float | None:
+        """The total reward that counts as right."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """A shipped template or a path."""
+        ...
 
 
 class EncodedPrompt(NamedTuple):
@@ -120,6 +144,27 @@ class Attempts:
                 f"threshold: none is given, and no reward verifies answers ({', '.join(rewards.names)} don't); "
                 "allowed: a number that the total reward must reach, or a reward that verifies, such as maths or exact"
             )
+
+    @classmethod
+    def by(
+        cls,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        rewards: RewardSet,
+        settings: AttemptSettings,
+        sampler: Sampler | None = None,
+    ) -> "Attempts":
+        """Return the maker that settings describe; `sampler` where it is not the model itself that samples.
+
+        Raises:
+            RecipeError: there is no threshold, and no reward that verifies.
+            DataError: there is no usable template.
+        """
+        if sampler is None:
+            sampler = make_sampler(model, tokenizer, settings.sampling, settings.batch_size)
+        ends = end_tokens(tokenizer, getattr(model, "generation_config", None))
+        template = settings.chat_template
+        return cls(tokenizer, rewards, sampler, ends, threshold=settings.threshold, chat_template=template)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return a prompt's tokens.

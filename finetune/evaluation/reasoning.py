@@ -1,6 +1,6 @@
 """How well a model reasons: pass@1 as DeepSeek-R1's paper measures it, pass@k, maj@k, length and form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from ..attempts import Attempt, Attempts, Sampler, batch_seed, make_sampler
+from ..attempts import Attempt, Attempts, Sampler, batch_seed
 from ..prompts.read import Prompt
 from ..published import public_name, without_folders
 from ..reasoning import is_well_formed, parse
@@ -17,7 +17,6 @@ from ..rewards import RewardSet
 from .answers import normalise
 from .pass_at import majority_at_k, pass_at_k
 from .progress import row_progress
-from .questions import end_tokens
 from .reasoning_report import write_reasoning_report
 from .reasoning_results import ProblemResult, ReasoningReport, estimate_figures
 from .reasoning_settings import ReasoningEvaluationSettings
@@ -54,25 +53,14 @@ def evaluate_reasoning(
         TrainingError: too many attempts could not be scored.
         OSError: the report cannot be written.
     """
-    sampler = sampler or make_sampler(model, tokenizer, settings.sampling, settings.batch_size)
-    ends = end_tokens(tokenizer, getattr(model, "generation_config", None))
-    maker = Attempts(
-        tokenizer, rewards, sampler, ends, threshold=settings.threshold, chat_template=settings.chat_template
-    )
+    maker = Attempts.by(model, tokenizer, rewards, settings, sampler)
     encoded = [maker.encode(problem) for problem in problems]
-    # Those of similar length share a batch.
-    order = sorted(range(len(problems)), key=lambda index: len(encoded[index].ids))
-    size = max(1, settings.batch_size // settings.num_samples)
     results: dict[int, ProblemResult] = {}
     with row_progress(console or Console(quiet=True), "sampling, problems", len(problems)) as advance:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            made = maker.make(
-                [problems[index] for index in batch],
-                [encoded[index] for index in batch],
-                settings.num_samples,
-                batch_seed(settings.seed, start),
-            )
+        for start, batch in _batches([len(each.ids) for each in encoded], settings):
+            chosen = [problems[index] for index in batch]
+            seed = batch_seed(settings.seed, start)
+            made = maker.make(chosen, [encoded[index] for index in batch], settings.num_samples, seed)
             for index, attempts in zip(batch, made, strict=True):
                 results[index] = judge_problem(problems[index], attempts, settings)
             advance(len(batch))
@@ -80,6 +68,14 @@ def evaluate_reasoning(
     if folder is not None:
         write_reasoning_report(report, folder)
     return report
+
+
+def _batches(lengths: Sequence[int], settings: ReasoningEvaluationSettings) -> Iterator[tuple[int, list[int]]]:
+    """Yield batches of problems, by number and with where they begin; those of similar length share one."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    size = max(1, settings.batch_size // settings.num_samples)
+    for start in range(0, len(order), size):
+        yield start, order[start : start + size]
 
 
 def judge_problem(problem: Prompt, attempts: Sequence[Attempt], settings: ReasoningEvaluationSettings) -> ProblemResult:

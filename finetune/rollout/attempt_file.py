@@ -50,6 +50,22 @@ class AttemptFile:
                 fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise TrainingError(f"another process samples into {self.path}; wait for it, or stop it") from None
+            end = self._scan()
+            self._stream.truncate(end)
+            if not end:
+                self._write(_line(self._header))
+            yield self
+
+    @contextmanager
+    def reading(self) -> Iterator["AttemptFile"]:
+        """Give the file as it is, which another process may be adding to.
+
+        Raises:
+            RecipeError: it holds attempts of another rollout.
+            DataError: a line is damaged.
+            OSError: it cannot be read.
+        """
+        with self.path.open("rb") as self._stream:
             self._scan()
             yield self
 
@@ -71,7 +87,8 @@ class AttemptFile:
         self._stream.seek(self._offsets[prompt])
         return [Attempt(**attempt) for attempt in json.loads(self._stream.readline())["attempts"]]
 
-    def _scan(self) -> None:
+    def _scan(self) -> int:
+        """Take note of all whole lines, and return where they end."""
         self._stream.seek(0)
         end = 0
         for number, line in enumerate(self._stream, start=1):
@@ -82,9 +99,7 @@ class AttemptFile:
             else:
                 self._offsets[self._prompt_of(line, number)] = end
             end += len(line)
-        self._stream.truncate(end)
-        if not end:
-            self._write(_line(self._header))
+        return end
 
     def _check_header(self, line: bytes) -> None:
         try:

@@ -52,7 +52,7 @@ def make_row(
 def public_source(source: Source) -> str:
     """Return where a prompt stands, without the folder its file is in.
 
-    >>> public_source(Source("/home/me/problems.jsonl", 3))
+    >>> public_source(Source("/data/problems.jsonl", 3))
     'problems.jsonl:3'
     """
     return str(source._replace(file=public_name(source.file)))

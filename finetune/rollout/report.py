@@ -18,7 +18,7 @@ from .admission import REASONS
 from .filters import OBJECTIONS
 
 JSON, MARKDOWN, PLOT = "report.json", "report.md", "report.png"
-DIFFICULTIES = ("never", "up to a quarter", "up to half", "up to three quarters", "mostly", "always")
+DIFFICULTIES = ("never", "≤ 25 %", "≤ 50 %", "≤ 75 %", "< 100 %", "always")
 # Of prompts that overlap with evaluation sets, as many are named.
 SHOWN_OVERLAPS = 20
 
@@ -75,7 +75,7 @@ def name_difficulty(share_right: float) -> str:
     """Return the name in `DIFFICULTIES` of a share of right attempts.
 
     >>> name_difficulty(0.25), name_difficulty(0.3), name_difficulty(1.0)
-    ('up to a quarter', 'up to half', 'always')
+    ('≤ 25 %', '≤ 50 %', 'always')
     """
     if share_right in (0, 1):
         return DIFFICULTIES[-1 if share_right else 0]
@@ -156,10 +156,10 @@ def draw_report(report: RolloutReport) -> Figure:
     bars = fates.barh(names, numbers, color=colours)
     fates.bar_label(bars, labels=[f"{number:,}" for number in numbers], padding=3, fontsize=8)
     fates.invert_yaxis()
+    fates.set_xticks([])
     fates.set_title(f"What became of {report.num_attempts:,} attempts", fontsize=10)
     bars = difficulty.bar(list(report.difficulty), list(report.difficulty.values()), color=COLOURS[0])
     difficulty.bar_label(bars, labels=[f"{number:,}" for number in report.difficulty.values()], fontsize=8)
-    difficulty.tick_params(axis="x", labelrotation=30, labelsize=8)
     difficulty.set_title("Prompts by the share of right attempts", fontsize=10)
     for axes in (fates, difficulty):
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ..atomic_files import replaced_file
-from ..attempts import Attempts, Sampler, batch_seed, make_sampler
-from ..errors import RecipeError
+from ..attempts import Attempts, Sampler, batch_seed
+from ..errors import RecipeError, TrainingError
 from ..evaluation.progress import row_progress
-from ..evaluation.questions import end_tokens
 from ..prompts.read import Prompt, read_prompts
 from ..prompts.settings import PromptSettings
 from ..published import without_folders
@@ -29,7 +28,7 @@ from .overlap import EvaluationIndex
 from .report import SHOWN_OVERLAPS, RolloutReport, name_difficulty, write_report
 from .settings import RolloutSettings
 
-DATASET, UNSOLVED, ATTEMPTS = "dataset.jsonl", "unsolved.jsonl", "attempts.jsonl"
+DATASET, UNSOLVED, ATTEMPTS = "dataset.jsonl", "unsolved.jsonl", "attempts-{worker}.jsonl"
 # Of each tensor of a model, as many values go into its fingerprint.
 FINGERPRINT_VALUES = 16
 
@@ -46,12 +45,15 @@ def rollout(
     held_out: Sequence[Prompt] = (),
     sampler: Sampler | None = None,
     console: Console | None = None,
-) -> RolloutReport:
-    """Return the report of rejection sampling, after writing it and the dataset into `folder`.
+    worker: int = 0,
+    num_workers: int = 1,
+    wait: Callable[[], object] = lambda: None,
+) -> RolloutReport | None:
+    """Return the report of rejection sampling, after writing it and the dataset into `folder`; None of other workers.
 
-    `attempts.jsonl` holds every attempt; a rollout that was stopped goes on behind the last prompt in it, and one that
-    was done and has other filters now is not sampled again. `dataset.jsonl` and the report are written whole, when all
-    attempts are made.
+    `attempts-0.jsonl` holds every attempt; a rollout that was stopped goes on behind the last prompt in it, and one
+    that was done and has other filters now is not sampled again. `dataset.jsonl` and the report are written whole, when
+    all attempts are made.
 
     Args:
         model: samples, unless there is a `sampler`.
@@ -64,28 +66,48 @@ def rollout(
         held_out: problems of evaluations, beside those of `settings.evaluation_sets`.
         sampler: another engine that samples, with the same seed the same.
         console: shows the progress.
+        worker: the number of this process among `num_workers`; each has a file of attempts, 0 writes the rest.
+        num_workers: may be another when a rollout goes on.
+        wait: returns when all workers have made their attempts.
 
     Raises:
         RecipeError: the folder holds another rollout, or a setting names a reward that there is none of.
         DataError: prompts cannot be read, or what was sampled is damaged.
-        TrainingError: another process samples into the folder; or too many attempts could not be scored.
+        TrainingError: another process samples as this worker; too many attempts could not be scored; or another worker
+            has not made all of its attempts.
         OSError: a file cannot be written.
     """
     console = console or Console(quiet=True)
     check_min_rewards(settings, rewards)
-    sampler = sampler or make_sampler(model, tokenizer, settings.sampling, settings.batch_size)
-    ends = end_tokens(tokenizer, getattr(model, "generation_config", None))
-    attempts = Attempts(
-        tokenizer, rewards, sampler, ends, threshold=settings.threshold, chat_template=settings.chat_template
-    )
+    attempts = Attempts.by(model, tokenizer, rewards, settings, sampler)
     index = index_evaluation_sets(settings, held_out)
     admitted = admit(prompts, attempts.encode, index, settings.max_prompt_tokens)
-    file = AttemptFile(folder / ATTEMPTS, describe(admitted, rewards, settings, origin))
-    with file.opened():
-        sample_missing(file, attempts, admitted, settings, console)
-        report = write_dataset(file, admitted, len(prompts), index, settings, origin, folder)
+    header = describe(admitted, rewards, settings, origin)
+    with AttemptFile(folder / ATTEMPTS.format(worker=worker), header).opened() as own:
+        with open_all(own, header) as files:
+            sample_missing(files, attempts, admitted, settings, (worker, num_workers), console)
+        wait()
+        if worker:
+            return None
+        with open_all(own, header) as files:
+            report = write_dataset(files, admitted, len(prompts), index, settings, origin, folder)
     write_report(report, without_folders(asdict(settings)), folder)
     return report
+
+
+@contextmanager
+def open_all(own: AttemptFile, header: Mapping[str, Any]) -> Iterator[list[AttemptFile]]:
+    """Give the file of this process, and those of other workers, of this run or an earlier one.
+
+    Raises:
+        RecipeError: one holds attempts of another rollout.
+        DataError: one is damaged.
+        OSError: one cannot be read.
+    """
+    paths = sorted(own.path.parent.glob(ATTEMPTS.format(worker="*")))
+    with ExitStack() as stack:
+        others = [stack.enter_context(AttemptFile(path, header).reading()) for path in paths if path != own.path]
+        yield [own, *others]
 
 
 def check_min_rewards(settings: RolloutSettings, rewards: RewardSet) -> None:
@@ -129,31 +151,35 @@ def describe(admitted: Admitted, rewards: RewardSet, settings: RolloutSettings, 
 
 
 def sample_missing(
-    file: AttemptFile, attempts: Attempts, admitted: Admitted, settings: RolloutSettings, console: Console
+    files: Sequence[AttemptFile],
+    attempts: Attempts,
+    admitted: Admitted,
+    settings: RolloutSettings,
+    share: tuple[int, int],
+    console: Console,
 ) -> None:
-    """Make the attempts that the file lacks, a batch of prompts at a time.
+    """Make the attempts that no file has, into the first one; of every n-th batch, where n workers share them.
 
     Batches are the same in every run, and each has a seed of its own: it does not matter which were made before.
     """
+    worker, num_workers = share
     size = max(1, settings.batch_size // settings.num_samples)
-    starts = range(0, len(admitted.prompts), size)
-    missing = [start for start in starts if any(number not in file for number in _batch(admitted, start, size))]
-    total = sum(len(_batch(admitted, start, size)) for start in missing)
-    if not total:
+    starts = range(worker * size, len(admitted.prompts), num_workers * size)
+    batches = [range(start, min(start + size, len(admitted.prompts))) for start in starts]
+    missing = [batch for batch in batches if not all(any(number in file for file in files) for number in batch)]
+    if not missing:
         return
-    with row_progress(console, "sampling, prompts", total) as advance:
-        for start in missing:
-            batch = _batch(admitted, start, size)
+    with row_progress(console, "sampling, prompts", sum(map(len, missing))) as advance:
+        for batch in missing:
             part = slice(batch.start, batch.stop)
-            made = attempts.make(
-                admitted.prompts[part], admitted.encoded[part], settings.num_samples, batch_seed(settings.seed, start)
-            )
-            file.add(dict(zip(batch, made, strict=True)))
+            seed = batch_seed(settings.seed, batch.start)
+            made = attempts.make(admitted.prompts[part], admitted.encoded[part], settings.num_samples, seed)
+            files[0].add(dict(zip(batch, made, strict=True)))
             advance(len(batch))
 
 
 def write_dataset(
-    file: AttemptFile,
+    files: Sequence[AttemptFile],
     admitted: Admitted,
     num_prompts: int,
     index: EvaluationIndex,
@@ -164,8 +190,15 @@ def write_dataset(
     """Write the dataset, and the prompts that were never solved where they are asked for; return the report.
 
     Raises:
+        TrainingError: a prompt has no attempts.
         OSError: a file cannot be written.
     """
+    holders = [next((file for file in files if number in file), None) for number in range(len(admitted.prompts))]
+    if num_missing := holders.count(None):
+        raise TrainingError(
+            f"{num_missing:,} of {len(holders):,} prompts have no attempts yet: a worker was stopped; go on with the "
+            "rollout"
+        )
     overlaps = [(public_source(prompt), public_source(place)) for prompt, place in admitted.overlaps[:SHOWN_OVERLAPS]]
     report = RolloutReport(num_prompts, dict(admitted.left_out), overlaps=overlaps)
     with ExitStack() as stack:
@@ -174,8 +207,9 @@ def write_dataset(
         if settings.never_solved == "list":
             beside = stack.enter_context(replaced_file(folder / UNSOLVED))
             unsolved = stack.enter_context(beside.open("w", encoding="utf-8"))
-        for number, prompt in enumerate(admitted.prompts):
-            made = file.read(number)
+        for number, (prompt, holder) in enumerate(zip(admitted.prompts, holders, strict=True)):
+            assert holder is not None
+            made = holder.read(number)
             share = share_right(made)
             objections = judge(made, settings, index)
             for sample, (attempt, objection) in enumerate(zip(made, objections, strict=True)):
@@ -196,10 +230,6 @@ def fingerprint_weights(model: torch.nn.Module) -> str:
         chosen = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
         digest.update(f"{name} {tuple(tensor.shape)} {chosen.double().tolist()}".encode())
     return digest.hexdigest()
-
-
-def _batch(admitted: Admitted, start: int, size: int) -> range:
-    return range(start, min(start + size, len(admitted.prompts)))
 
 
 def _pairs(admitted: Admitted) -> Iterator[Any]:

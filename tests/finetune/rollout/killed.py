@@ -31,7 +31,9 @@ def run(folder: Path, use_mtp: bool = False) -> RolloutReport:
         use_mtp=use_mtp,
     )
     origin = Origin("nano", weights=fingerprint_weights(model))
-    return rollout(model, TOKENIZER, sums(NUM_PROMPTS), rewards, settings, folder, origin)
+    report = rollout(model, TOKENIZER, sums(NUM_PROMPTS), rewards, settings, folder, origin)
+    assert report is not None
+    return report
 
 
 if __name__ == "__main__":

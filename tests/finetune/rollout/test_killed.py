@@ -22,7 +22,7 @@ def lines(path: Path) -> int:
 
 
 def kill_once_it_has(folder: Path, number: int) -> None:
-    path = folder / "attempts.jsonl"
+    path = folder / "attempts-0.jsonl"
     command = [sys.executable, "-m", "tests.finetune.rollout.killed", str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while lines(path) < number and process.poll() is None:
@@ -39,9 +39,9 @@ def test_killed_and_gone_on_with_it_is_the_same(tmp_path: Path) -> None:
     report = run(once)
     assert 0 < report.num_kept < report.num_attempts == 4 * NUM_PROMPTS
     kill_once_it_has(killed, 3)
-    assert 2 < lines(killed / "attempts.jsonl") < NUM_PROMPTS and not (killed / "dataset.jsonl").exists()
+    assert 2 < lines(killed / "attempts-0.jsonl") < NUM_PROMPTS and not (killed / "dataset.jsonl").exists()
     run(killed)
-    for name in ("attempts.jsonl", "dataset.jsonl", "report.json"):
+    for name in ("attempts-0.jsonl", "dataset.jsonl", "report.json"):
         assert (killed / name).read_bytes() == (once / name).read_bytes()
 
 

@@ -11,7 +11,7 @@ from seeklet.finetune.data.check import check_data
 from seeklet.finetune.data.read import read
 from seeklet.finetune.data.rows import Row, Source
 from seeklet.finetune.data.settings import DataSettings
-from seeklet.finetune.errors import RecipeError
+from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.prompts.read import Prompt
 from seeklet.finetune.rewards import RewardSet, RewardSettings
 from seeklet.finetune.rollout import Origin, RolloutReport, RolloutSettings, rollout
@@ -24,7 +24,7 @@ ORIGIN = Origin("company/nano", "main", "0123456789abcdef")
 def run(folder: Path, prompts: list[Prompt], sampler: Any = None, **settings: Any) -> RolloutReport:
     options = {name: settings.pop(name) for name in ("held_out", "rewards") if name in settings}
     rewards = RewardSet(options.pop("rewards", EXACT))
-    return rollout(
+    report = rollout(
         None,
         TOKENIZER,
         prompts,
@@ -35,6 +35,8 @@ def run(folder: Path, prompts: list[Prompt], sampler: Any = None, **settings: An
         sampler=sampler or scripted(),
         **options,
     )
+    assert report is not None
+    return report
 
 
 def rows(folder: Path, name: str = "dataset.jsonl") -> list[dict[str, Any]]:
@@ -61,7 +63,7 @@ def test_every_prompt_and_attempt_is_counted_once(tmp_path: Path) -> None:
     assert left_out == {"reward too low": 9, "enough of the prompt": 1}
     assert report.num_kept == 6 and report.num_prompts_kept == 3
     difficulty = {name: number for name, number in report.difficulty.items() if number}
-    assert difficulty == {"never": 1, "up to a quarter": 1, "up to half": 1, "always": 1}
+    assert difficulty == {"never": 1, "≤ 25 %": 1, "≤ 50 %": 1, "always": 1}
     kept = rows(tmp_path)
     assert [row["provenance"]["prompt"] for row in kept] == [f"sums.jsonl:{i}" for i in (1, 1, 1, 2, 2, 3)]
     assert [row["provenance"]["sample"] for row in kept] == [0, 1, 2, 0, 1, 0]
@@ -75,7 +77,7 @@ def test_every_prompt_and_attempt_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
-    prompts = [Prompt(sums(3)[2].messages, {"answer": "5", "level": 2}, Source("/home/me/sums.jsonl", 3))]
+    prompts = [Prompt(sums(3)[2].messages, {"answer": "5", "level": 2}, Source("/data/sums.jsonl", 3))]
     run(tmp_path, prompts, num_samples=2, seed=4, temperature=0.7, top_p=0.9, max_new_tokens=99)
     first, _ = rows(tmp_path)
     user, assistant = first["messages"]
@@ -135,7 +137,7 @@ def test_the_result_is_the_same_however_often_it_was_stopped(tmp_path: Path) -> 
             run(often, sums(11), stopping(length), batch_size=8)
         assert not (often / "dataset.jsonl").exists()
         # As a kill amid a write leaves it.
-        path = often / "attempts.jsonl"
+        path = often / "attempts-0.jsonl"
         path.write_bytes(path.read_bytes()[:-30])
     calls: list[int] = []
     run(often, sums(11), scripted(calls=calls), batch_size=8)
@@ -143,7 +145,7 @@ def test_the_result_is_the_same_however_often_it_was_stopped(tmp_path: Path) -> 
     names = ("dataset.jsonl", "unsolved.jsonl", "report.json", "report.md")
     for name in names:
         assert (often / name).read_bytes() == (once / name).read_bytes()
-    assert sorted(path.name for path in often.iterdir()) == sorted([*names, "attempts.jsonl", "report.png"])
+    assert sorted(path.name for path in often.iterdir()) == sorted([*names, "attempts-0.jsonl", "report.png"])
 
 
 def test_other_filters_take_no_new_samples(tmp_path: Path) -> None:
@@ -157,6 +159,42 @@ def test_other_filters_take_no_new_samples(tmp_path: Path) -> None:
         run(tmp_path, sums(5))
     with pytest.raises(RecipeError, match="another rollout: rewards was"):
         run(tmp_path, sums(4), rewards=[RewardSettings("exact", weight=2.0)])
+
+
+def test_several_processes_share_the_work(tmp_path: Path) -> None:
+    """Whoever did what, and with how many others: the dataset is that of one process."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    run(alone, sums(11), batch_size=8)
+    settings, rewards = RolloutSettings(batch_size=8), RewardSet(EXACT)
+    seeds: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    def work(worker: int, num_workers: int, **options: Any) -> RolloutReport | None:
+        sampler = scripted(calls=seeds[worker])
+        return rollout(
+            None,
+            TOKENIZER,
+            sums(11),
+            rewards,
+            settings,
+            shared,
+            ORIGIN,
+            sampler=sampler,
+            worker=worker,
+            num_workers=num_workers,
+            **options,
+        )
+
+    # Six batches; of three processes the third never comes to anything.
+    assert work(1, 3) is None
+    with pytest.raises(TrainingError, match="3 of 11 prompts have no attempts yet"):
+        work(0, 3)
+    assert not (shared / "dataset.jsonl").exists()
+    # Going on with two, which meet before the first one writes.
+    assert work(0, 2, wait=lambda: work(1, 2)) is not None
+    assert {worker: len(drawn) for worker, drawn in seeds.items()} == {0: 3, 1: 3, 2: 0}
+    assert len({*seeds[0], *seeds[1]}) == 6
+    for name in ("dataset.jsonl", "unsolved.jsonl", "report.json", "report.md"):
+        assert (shared / name).read_bytes() == (alone / name).read_bytes()
 
 
 def test_batches_have_seeds_of_their_own_and_other_seeds_other_samples(tmp_path: Path) -> None:
@@ -187,7 +225,7 @@ def test_rewards_that_cannot_score_keep_nothing(tmp_path: Path) -> None:
 
 def test_the_counts_cannot_differ() -> None:
     report = RolloutReport(num_prompts=1)
-    report.count([made(), made(right=False)], [None, "reward too low"], "up to half")
+    report.count([made(), made(right=False)], [None, "reward too low"], "≤ 50 %")
     report.check()
     report.num_kept = 0
     with pytest.raises(AssertionError):
