@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seeklet.finetune.data.rows import Row, Source
+from seeklet.finetune.data.template import served_template
 from seeklet.finetune.data.tokenize_rows import RowTokenizer, TokenRow
-from seeklet.finetune.sft import served_template
 from tests.finetune.data.chats import shipped
 
 TAUGHT = [
