@@ -21,7 +21,7 @@ from seeklet.modeling import SeekletConfig
 from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("sft_*.yaml"))
 SUPPORT = ROOT / "recipes" / "sft_smollm2-135m_support_cpu.yaml"
 EPOCHS = "trainer.num_train_epochs=5"
 

@@ -28,7 +28,7 @@ from seeklet.finetune.recipe.trainer_fields import (
 from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("sft_*.yaml"))
 README = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 SHORTEST = "stage: sft\nmodel: {path: some/model}\ndata: {train: data.jsonl}\noutput: {dir: runs/x}\n"
 

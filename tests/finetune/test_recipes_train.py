@@ -17,7 +17,7 @@ from seeklet.finetune.recipe import load_recipe
 from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("sft_*.yaml"))
 # What a machine without a GPU cannot do as the recipe says. Two steps of small batches, each evaluated and saved.
 HERE = (
     "model.device_map=null",
