@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Rows looked at together: enough for a tokenizer's threads.
-_BATCH_ROWS = 256
+_BATCH_ROWS = 128
 
 
 @dataclass

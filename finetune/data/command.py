@@ -13,6 +13,8 @@ from .lines import Advance
 
 if TYPE_CHECKING:
     from .check import CheckReport
+    from .settings import DataSettings
+    from .token_check import TokenCheck
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -106,11 +108,7 @@ def check(
         **_for_tokenizer(tokenizer, chat_template=chat_template, max_tokens=max_tokens),
     )
     _check_outputs(json_out, plot)
-    tokens = None
-    if tokenizer:
-        from .token_check import load_token_check
-
-        tokens = load_token_check(tokenizer, settings)
+    tokens = _token_check(tokenizer, settings)
     with reading_progress(size_in_bytes([*files, *(validation or ())])) as advance:
         report = check_data(settings, tokens, near_duplicates=near_duplicates, advance=advance, per_kind=show)
     print_report(report, Console())
@@ -125,6 +123,15 @@ def _for_tokenizer(tokenizer: str | None, **options: Any) -> dict[str, Any]:
         names = " and ".join("--" + name.replace("_", "-") for name in given)
         raise DataError(f"{names}: needs --tokenizer, without which nothing is tokenised")
     return given
+
+
+def _token_check(tokenizer: str | None, settings: "DataSettings") -> "TokenCheck | None":
+    if tokenizer is None:
+        return None
+    # It imports transformers.
+    from .token_check import load_token_check
+
+    return load_token_check(tokenizer, settings)
 
 
 def _check_outputs(json_out: Path | None, plot: Path | None) -> None:

@@ -57,19 +57,16 @@ class Counts:
 
     def add(self, row: Row) -> None:
         """Count a row."""
-        roles = []
-        num_characters = 0
-        reasoning = False
-        for message in row.messages:
-            roles.append(message["role"])
-            num_characters += len(message["content"])
-            if len(message) > 2 and "reasoning_content" in message:
-                num_characters += len(message["reasoning_content"])
-                reasoning = True
-        self._orders[tuple(roles)] += 1
+        messages = row.messages
+        roles = tuple([message["role"] for message in messages])
+        num_characters = sum([len(message["content"]) for message in messages])
+        if max(map(len, messages)) > 2:
+            reasoning = [message["reasoning_content"] for message in messages if "reasoning_content" in message]
+            num_characters += sum(map(len, reasoning))
+            self.with_reasoning += bool(reasoning)
+        self._orders[roles] += 1
         self.characters.add(num_characters)
         self.with_tools += row.tools is not None or "tool" in roles
-        self.with_reasoning += reasoning
         if len(self._orders) > _MAX_ORDERS or len(roles) > _MAX_ORDER_LENGTH:
             self._fold()
 

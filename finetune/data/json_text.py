@@ -57,7 +57,12 @@ def _is_plain(value: dict[str, Any], raw: bytes) -> bool:
             for item in inner:
                 if type(item) is not dict:
                     return False
+                for text in item.values():
+                    if type(text) is not str:
+                        return False
                 num_texts += 2 * len(item)
+        elif type(inner) is not str:
+            return False
     if raw.count(b"{") + raw.count(b"[") != num_objects + 2:
         return False
     num_quotes = raw.count(b'"')

@@ -32,7 +32,19 @@ def numbered_lines(stream: BinaryIO, file: str, advance: Advance) -> Iterator[Li
 
     A byte order mark at the start is taken off and reported.
     """
-    number = 0
+    for item in line_blocks(stream, file, advance):
+        if isinstance(item, Problem):
+            yield item
+        else:
+            number, texts, complete = item
+            for text in texts:
+                yield Line(number, text, complete)
+                number += 1
+
+
+def line_blocks(stream: BinaryIO, file: str, advance: Advance) -> Iterator[tuple[int, list[bytes], bool] | Problem]:
+    """Yield the lines of `numbered_lines` many at a time: the number of the first, all their texts, and `complete`."""
+    number = 1
     rest = b""
     # Bytes of the present line that were let go because it is too long, and how it started.
     dropped = 0
@@ -45,23 +57,25 @@ def numbered_lines(stream: BinaryIO, file: str, advance: Advance) -> Iterator[Li
             if chunk.startswith(BOM):
                 chunk = chunk[len(BOM) :]
                 yield starts_with_bom(file)
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        for text in lines:
+        texts = (rest + chunk).split(b"\n")
+        rest = texts.pop()
+        # Only the first can be so long: the others lie within the chunk.
+        if texts and len(texts[0]) + dropped > MAX_ROW_BYTES:
+            yield _too_long(file, number, start or texts[0], len(texts[0]) + dropped)
+            dropped, start = 0, b""
+            del texts[0]
             number += 1
-            if len(text) + dropped > MAX_ROW_BYTES:
-                yield _too_long(file, number, start or text, len(text) + dropped)
-                dropped, start = 0, b""
-            else:
-                yield Line(number, text, True)
+        if texts:
+            yield number, texts, True
+            number += len(texts)
         if len(rest) + dropped > MAX_ROW_BYTES:
             start = start or rest[:KEPT_BYTES]
             dropped += len(rest)
             rest = b""
     if dropped:
-        yield _too_long(file, number + 1, start, dropped + len(rest))
+        yield _too_long(file, number, start, dropped + len(rest))
     elif rest:
-        yield Line(number + 1, rest, False)
+        yield number, [rest], False
 
 
 def starts_with_bom(file: str) -> Problem:

@@ -77,6 +77,15 @@ MALFORMED_LINES = [
         2,
         '"role" more than once',
     ),
+    Malformed("twice-a-number.jsonl", lines(GOOD[:-1] + b', "id": 1, "id": 2}'), "duplicate-key", 2, '"id" more than'),
+    Malformed("twice-a-text.jsonl", lines(GOOD[:-1] + b', "id": "a", "id": "b"}'), "duplicate-key", 2, '"id" more'),
+    Malformed(
+        "twice-a-weight.jsonl",
+        lines(GOOD.replace(b'"role": "user"', b'"role": "user", "weight": 1, "weight": 1')),
+        "duplicate-key",
+        2,
+        '"weight" more than once',
+    ),
     # Not UTF-8, or more than text
     Malformed("latin1.jsonl", lines(GOOD.replace(b"On", b"\xdcber")), "invalid-utf8", 2, "0xDC at byte 101"),
     Malformed("cut-utf8.jsonl", lines(GOOD.replace(b"On", b"\xe2\x82")), "invalid-utf8", 2, "not UTF-8"),
