@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ..attempts import Attempt, Attempts, Sampler, batch_seed
+from ..errors import DataError
 from ..prompts.read import Prompt
 from ..published import public_name, without_folders
 from ..reasoning import is_well_formed, parse
@@ -49,10 +50,12 @@ def evaluate_reasoning(
 
     Raises:
         RecipeError: no reward tells what is right.
-        DataError: the chat template refuses a problem.
+        DataError: there is no problem, or the chat template refuses one.
         TrainingError: too many attempts could not be scored.
         OSError: the report cannot be written.
     """
+    if not problems:
+        raise DataError("there are no problems to evaluate on; allowed: at least one")
     maker = Attempts.by(model, tokenizer, rewards, settings, sampler)
     encoded = [maker.encode(problem) for problem in problems]
     results: dict[int, ProblemResult] = {}

@@ -82,6 +82,18 @@ def name_difficulty(share_right: float) -> str:
     return DIFFICULTIES[next(index for index, limit in enumerate((0.25, 0.5, 0.75, 1.0), 1) if share_right <= limit)]
 
 
+def say_nothing_kept(report: RolloutReport) -> str | None:
+    """Return why a rollout kept nothing, in words, or None where it kept something."""
+    if report.num_kept:
+        return None
+    counts = Counter(report.attempts_left_out) if report.num_attempts else Counter(report.prompts_left_out)
+    [(reason, number)] = counts.most_common(1)
+    what = "attempts" if report.num_attempts else "prompts"
+    total = report.num_attempts or report.num_prompts
+    share = f"{number:,} of {total:,} {what}"
+    return f"no row is kept, so there is nothing to train on; the commonest reason ({share}): {reason}"
+
+
 def write_report(report: RolloutReport, settings: dict[str, Any], folder: Path) -> None:
     """Write the report as JSON, Markdown and a figure, each file whole or not at all."""
     content = {
@@ -101,6 +113,7 @@ def as_markdown(report: RolloutReport) -> str:
         "# Rejection sampling",
         f"{report.num_kept:,} rows of {report.num_prompts_kept:,} prompts are kept, of "
         f"{report.num_attempts:,} attempts at {report.num_prompts_sampled:,} prompts.",
+        *([f"**Note:** {nothing}."] if (nothing := say_nothing_kept(report)) else []),
         f"![What was left out, and how hard the prompts were]({PLOT})",
         table(("what", "number", "share"), [(cell(name), *figures) for name, *figures in _lines(report)]),
         "## Difficulty",

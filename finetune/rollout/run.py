@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..atomic_files import replaced_file
 from ..attempts import Attempts, Sampler, batch_seed
+from ..checkpoints import remove_unfinished
 from ..errors import RecipeError, TrainingError
 from ..evaluation.progress import row_progress
 from ..prompts.read import Prompt, read_prompts
@@ -25,9 +27,10 @@ from .attempt_file import AttemptFile
 from .choice import judge, share_right
 from .dataset import Origin, make_row, public_source
 from .overlap import EvaluationIndex
-from .report import SHOWN_OVERLAPS, RolloutReport, name_difficulty, write_report
+from .report import SHOWN_OVERLAPS, RolloutReport, name_difficulty, say_nothing_kept, write_report
 from .settings import RolloutSettings
 
+logger = logging.getLogger(__name__)
 DATASET, UNSOLVED, ATTEMPTS = "dataset.jsonl", "unsolved.jsonl", "attempts-{worker}.jsonl"
 # Of each tensor of a model, as many values go into its fingerprint.
 FINGERPRINT_VALUES = 16
@@ -89,9 +92,12 @@ def rollout(
         wait()
         if worker:
             return None
+        remove_unfinished(folder)
         with open_all(own, header) as files:
             report = write_dataset(files, admitted, len(prompts), index, settings, origin, folder)
     write_report(report, without_folders(asdict(settings)), folder)
+    if finding := say_nothing_kept(report):
+        logger.warning("%s: %s", folder, finding)
     return report
 
 

