@@ -111,6 +111,8 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         # Of the micro-batch, to be logged outside of what wraps the model.
         self._passed: StudentPass | None = None
         self._divergence: torch.Tensor | None = None
+        # Summed divergence, and of how many tokens, since the last entry of the log.
+        self._divergences = {mode: torch.zeros(2, device=self.args.device) for mode in ("train", "eval")}
         self.remove_callback(PrinterCallback)
         if self._seeklet is not None and moe_layer_indices(self._seeklet):
             self.callback_handler.callbacks.insert(0, RouterBiasCallback(bias_update_speed))
@@ -120,13 +122,14 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
     ) -> Any:
         """Return the share of a batch in the mean divergence per token of a whole step, and in the other losses."""
         output = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        metrics = self._metrics["train" if model.training else "eval"]
+        mode = "train" if model.training else "eval"
         assert self._passed is not None and self._divergence is not None
         for name, part in self._passed.parts.items():
             mean: Any = self.accelerator.reduce(part, reduction="mean")
-            metrics[name].append(mean.item())
-        divergence, number = self.accelerator.reduce(self._divergence, reduction="sum").tolist()  # pyright: ignore
-        metrics["divergence"].append(divergence / max(number, 1))
+            # Shares in the step's mean, which the log takes the mean of; the balance loss is a mean of each batch.
+            shares = self.args.gradient_accumulation_steps if name == "mtp_loss" else 1
+            self._metrics[mode][name].append(mean.item() * shares)
+        self._divergences[mode] += self._divergence
         self._passed = self._divergence = None
         return output
 
@@ -158,7 +161,7 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         hidden = self._passed.hidden[:, -num_completion - 1 : -1]
         distances = self._distances(unwrapped_student, hidden, tokens, mask, inputs)
         total = distances.divergence.sum()
-        self._divergence = torch.stack((total.detach(), num_valid.to(total)))
+        self._divergence = torch.stack((total.detach(), num_valid.to(total))).float()
         loss = total / num_items
         if self._passed.extra_loss is not None:
             loss = loss + self._passed.extra_loss
@@ -248,7 +251,15 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
             model.train(was_training)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what TRL has measured; to an entry of training add the memory."""
+        """Log what TRL has measured and the mean divergence per token; to an entry of training add the memory."""
+        student: Any = self.model
+        for mode, prefix in (("train", ""), ("eval", "eval_")):
+            if (mode == "train") == student.training:
+                reduced: Any = self.accelerator.reduce(self._divergences[mode], reduction="sum")
+                total, number = reduced.tolist()
+                if number:
+                    logs[f"{prefix}divergence"] = total / number
+                self._divergences[mode] = torch.zeros_like(reduced)
         if "loss" in logs:
             logs["memory_gib"] = memory_gib(self.args.device)
         super().log(logs, start_time)
