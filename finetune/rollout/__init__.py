@@ -2,6 +2,6 @@
 
 from .report import RolloutReport
 from .run import Origin, rollout
-from .settings import RolloutSettings
+from .settings import RejectionSamplingSettings
 
-__all__ = ["Origin", "RolloutReport", "RolloutSettings", "rollout"]
+__all__ = ["Origin", "RejectionSamplingSettings", "RolloutReport", "rollout"]

@@ -7,7 +7,7 @@ from ..data.fingerprint import fingerprint
 from ..reasoning import parse
 from .filters import find_objection
 from .overlap import EvaluationIndex
-from .settings import RolloutSettings
+from .settings import RejectionSamplingSettings
 
 
 def share_right(attempts: Sequence[Attempt]) -> float:
@@ -15,7 +15,7 @@ def share_right(attempts: Sequence[Attempt]) -> float:
     return sum(attempt.is_right for attempt in attempts) / len(attempts)
 
 
-def judge(attempts: Sequence[Attempt], settings: RolloutSettings, index: EvaluationIndex) -> list[str | None]:
+def judge(attempts: Sequence[Attempt], settings: RejectionSamplingSettings, index: EvaluationIndex) -> list[str | None]:
     """Return, for each attempt at one prompt, why it is not kept, or None where it is."""
     objections = [find_objection(attempt, settings) for attempt in attempts]
     for number, attempt in enumerate(attempts):

@@ -8,7 +8,7 @@ from ..data.rows import Source
 from ..prompts.read import Prompt
 from ..published import public_name
 from ..reasoning import parse
-from .settings import RolloutSettings
+from .settings import RejectionSamplingSettings
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,12 @@ class Origin:
 
 
 def make_row(
-    prompt: Prompt, attempt: Attempt, sample: int, share_right: float, origin: Origin, settings: RolloutSettings
+    prompt: Prompt,
+    attempt: Attempt,
+    sample: int,
+    share_right: float,
+    origin: Origin,
+    settings: RejectionSamplingSettings,
 ) -> dict[str, Any]:
     """Return a row: `messages`, of which the last has its reasoning apart, and their `provenance`."""
     reasoning, answer = parse(attempt.text)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from ..attempts import Attempt
 from ..reasoning import is_well_formed, parse
-from .settings import RolloutSettings
+from .settings import RejectionSamplingSettings
 
 # Scripts that one language writes together.
 _TOGETHER = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}
@@ -26,7 +26,7 @@ _NO_SCRIPT = (
 _NO_LANGUAGE = re.compile(r"\\[A-Za-z]+|</?[A-Za-z]+>|(?<![^\W\d_])[A-Za-z](?![^\W\d_])")
 
 
-def find_objection(attempt: Attempt, settings: RolloutSettings) -> str | None:
+def find_objection(attempt: Attempt, settings: RejectionSamplingSettings) -> str | None:
     """Return why an attempt is not to be kept, or None; in the order of the report."""
     if not attempt.finished:
         return "cut off"

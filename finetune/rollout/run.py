@@ -28,7 +28,7 @@ from .choice import judge, share_right
 from .dataset import Origin, make_row, public_source
 from .overlap import EvaluationIndex
 from .report import SHOWN_OVERLAPS, RolloutReport, name_difficulty, say_nothing_kept, write_report
-from .settings import RolloutSettings
+from .settings import RejectionSamplingSettings
 
 logger = logging.getLogger(__name__)
 DATASET, UNSOLVED, ATTEMPTS = "dataset.jsonl", "unsolved.jsonl", "attempts-{worker}.jsonl"
@@ -41,7 +41,7 @@ def rollout(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     rewards: RewardSet,
-    settings: RolloutSettings,
+    settings: RejectionSamplingSettings,
     folder: Path,
     origin: Origin,
     *,
@@ -116,7 +116,7 @@ def open_all(own: AttemptFile, header: Mapping[str, Any]) -> Iterator[list[Attem
         yield [own, *others]
 
 
-def check_min_rewards(settings: RolloutSettings, rewards: RewardSet) -> None:
+def check_min_rewards(settings: RejectionSamplingSettings, rewards: RewardSet) -> None:
     """Check that `min_rewards` names rewards there are.
 
     Raises:
@@ -126,7 +126,7 @@ def check_min_rewards(settings: RolloutSettings, rewards: RewardSet) -> None:
         raise RecipeError(f'min_rewards: there is no reward "{min(unknown)}"; allowed: {", ".join(rewards.names)}')
 
 
-def index_evaluation_sets(settings: RolloutSettings, held_out: Sequence[Prompt] = ()) -> EvaluationIndex:
+def index_evaluation_sets(settings: RejectionSamplingSettings, held_out: Sequence[Prompt] = ()) -> EvaluationIndex:
     """Return the index of what users say in the evaluation sets.
 
     Raises:
@@ -139,7 +139,9 @@ def index_evaluation_sets(settings: RolloutSettings, held_out: Sequence[Prompt] 
     return EvaluationIndex(texts, settings.ngram, settings.min_ngram)
 
 
-def describe(admitted: Admitted, rewards: RewardSet, settings: RolloutSettings, origin: Origin) -> dict[str, Any]:
+def describe(
+    admitted: Admitted, rewards: RewardSet, settings: RejectionSamplingSettings, origin: Origin
+) -> dict[str, Any]:
     """Return what all attempts follow from: a rollout that goes on must have the same."""
     texts = [{"prompt": each.ids, "columns": prompt.columns} for prompt, each in _pairs(admitted)]
     each = zip(rewards.names, rewards.weights, rewards.rewards, strict=True)
@@ -160,7 +162,7 @@ def sample_missing(
     files: Sequence[AttemptFile],
     attempts: Attempts,
     admitted: Admitted,
-    settings: RolloutSettings,
+    settings: RejectionSamplingSettings,
     share: tuple[int, int],
     console: Console,
 ) -> None:
@@ -189,7 +191,7 @@ def write_dataset(
     admitted: Admitted,
     num_prompts: int,
     index: EvaluationIndex,
-    settings: RolloutSettings,
+    settings: RejectionSamplingSettings,
     origin: Origin,
     folder: Path,
 ) -> RolloutReport:

@@ -13,7 +13,7 @@ PROBABILITY = Range(above=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
+class RejectionSamplingSettings:
     """What is sampled, what of it is kept, and how much of each prompt."""
 
     chat_template: Text | None = None

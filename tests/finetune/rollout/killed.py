@@ -8,7 +8,7 @@ import torch
 
 from seeklet.finetune.demo.tokenizer import VOCABULARY
 from seeklet.finetune.rewards import RewardSet, RewardSettings
-from seeklet.finetune.rollout import Origin, RolloutReport, RolloutSettings, rollout
+from seeklet.finetune.rollout import Origin, RejectionSamplingSettings, RolloutReport, rollout
 from seeklet.finetune.rollout.run import fingerprint_weights
 from tests.finetune.rollout.attempts import TOKENIZER, sums
 from tests.modeling.nano import build_ours
@@ -22,7 +22,7 @@ def run(folder: Path, use_mtp: bool = False) -> RolloutReport:
     torch.set_num_threads(1)
     model = build_ours(**SIZES, num_nextn_predict_layers=1)
     rewards = RewardSet([RewardSettings("overlong", settings={"max_tokens": 8, "buffer_tokens": 6})])
-    settings = RolloutSettings(
+    settings = RejectionSamplingSettings(
         threshold=-0.5,
         max_new_tokens=12,
         batch_size=8,

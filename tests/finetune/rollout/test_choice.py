@@ -7,7 +7,7 @@ import pytest
 from seeklet.finetune.data.rows import Source
 from seeklet.finetune.rollout.choice import attempt_key, judge, share_right
 from seeklet.finetune.rollout.overlap import EvaluationIndex
-from seeklet.finetune.rollout.settings import RolloutSettings
+from seeklet.finetune.rollout.settings import RejectionSamplingSettings
 from tests.finetune.rollout.attempts import made
 
 NOTHING = EvaluationIndex([])
@@ -18,7 +18,7 @@ def thought(reasoning: str, **fields: Any) -> Any:
 
 
 def judged(attempts: list[Any], **settings: Any) -> list[str | None]:
-    return judge(attempts, RolloutSettings(**settings), NOTHING)
+    return judge(attempts, RejectionSamplingSettings(**settings), NOTHING)
 
 
 def test_what_says_the_same_is_kept_once() -> None:
@@ -74,4 +74,4 @@ def test_completions_that_repeat_an_evaluation_text() -> None:
         thought("so: two three four five six seven eight nine"),
         thought("three four five six seven eight nine"),
     ]
-    assert judge(attempts, RolloutSettings(), index) == ["in an evaluation set", None]
+    assert judge(attempts, RejectionSamplingSettings(), index) == ["in an evaluation set", None]

@@ -7,7 +7,7 @@ import pytest
 from seeklet.finetune.attempts import Attempt
 from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.rollout.filters import OBJECTIONS, find_objection, foreign_share, longest_paragraph
-from seeklet.finetune.rollout.settings import RolloutSettings
+from seeklet.finetune.rollout.settings import RejectionSamplingSettings
 from tests.finetune.rollout.attempts import made
 
 
@@ -39,7 +39,7 @@ from tests.finetune.rollout.attempts import made
     ],
 )
 def test_objection(attempt: Attempt, settings: dict[str, Any], expected: str | None) -> None:
-    assert find_objection(attempt, RolloutSettings(**settings)) == expected
+    assert find_objection(attempt, RejectionSamplingSettings(**settings)) == expected
     assert expected is None or expected in OBJECTIONS
 
 
@@ -82,5 +82,5 @@ def test_longest_paragraph() -> None:
 )
 def test_settings_that_contradict(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as raised:
-        RolloutSettings(**settings)
+        RejectionSamplingSettings(**settings)
     assert str(raised.value) == message

@@ -18,7 +18,7 @@ from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.errors import DataError, RecipeError, TrainingError
 from seeklet.finetune.prompts.read import Prompt
 from seeklet.finetune.rewards import RewardSet, RewardSettings
-from seeklet.finetune.rollout import Origin, RolloutReport, RolloutSettings, rollout
+from seeklet.finetune.rollout import Origin, RejectionSamplingSettings, RolloutReport, rollout
 from tests.finetune.rollout.attempts import TOKENIZER, made, scripted, sums
 
 EXACT = [RewardSettings("exact")]
@@ -33,7 +33,7 @@ def run(folder: Path, prompts: list[Prompt], sampler: Any = None, **settings: An
         TOKENIZER,
         prompts,
         rewards,
-        RolloutSettings(**settings),
+        RejectionSamplingSettings(**settings),
         folder,
         ORIGIN,
         sampler=sampler or scripted(),
@@ -189,7 +189,7 @@ def test_several_processes_share_the_work(tmp_path: Path) -> None:
     """Whoever did what, and with how many others: the dataset is that of one process."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     run(alone, sums(11), batch_size=8)
-    settings, rewards = RolloutSettings(batch_size=8), RewardSet(EXACT)
+    settings, rewards = RejectionSamplingSettings(batch_size=8), RewardSet(EXACT)
     seeds: dict[int, list[int]] = {0: [], 1: [], 2: []}
 
     def work(worker: int, num_workers: int, **options: Any) -> RolloutReport | None:
