@@ -65,18 +65,14 @@ def demo(
     Read `runs/demo/report.md` afterwards. A quick look at the whole way, without learning much:
     `--steps 50 --test-problems 64`
     """
+    numbers = (test_problems, validation_problems, draft_prompts, draft_repeats)
+    _carry_out(DemoSettings(seed, steps, threads, *numbers), out)
+
+
+def _carry_out(settings: DemoSettings, out: Path) -> None:
     # Its bar for writing half a million weights would break into ours.
     logging.disable_progress_bar()
     console = Console(highlight=False)
-    settings = DemoSettings(
-        seed=seed,
-        steps=steps,
-        threads=threads,
-        test_problems=test_problems,
-        validation_problems=validation_problems,
-        draft_prompts=draft_prompts,
-        draft_repeats=draft_repeats,
-    )
     try:
         with filled_when_done(out) as folder:
             findings = run_demo(settings, folder, console)

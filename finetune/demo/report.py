@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
+from .drafts import DraftComparison
 from .evaluate import Accuracy
 from .findings import Example, Findings
 from .plots import relative_load
+from .stock_reload import StockReload
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
@@ -63,23 +65,36 @@ def write_report(findings: Findings, folder: Path) -> None:
 
 def as_markdown(findings: Findings) -> str:
     """Return the content of `report.md`."""
-    drafts, reload, history = findings.drafts, findings.reload, findings.history
-    parameters, settings = findings.parameters, findings.settings
-    last = history.steps[-1]
+    sections = [
+        "# seeklet demo: a nano DeepSeek-V3 learns to reason",
+        f"A model with DeepSeek-V3's architecture (MLA, mixture of experts, multi-token prediction) and "
+        f"{findings.parameters['total']:,} parameters was trained from random weights on this machine's CPU to solve "
+        "chains of sums by writing out running totals. Problems and verifier are reasoning-gym's `chain_sum`; no test "
+        "problem was trained or validated on.",
+        *(f"**CHECK FAILED: {failure}.**" for failure in findings.failed_checks()),
+        _table(("", "result"), summary_rows(findings)),
+        *_learning(findings),
+        *_drafts(findings.drafts),
+        *_stock(findings.reload),
+        "## Examples",
+        "Two problems it solves now, and one that it does not, where there is one.",
+        *(_example(example) for example in findings.examples),
+        *_run(findings),
+        "Every step's figures are in `metrics.jsonl`, these in `report.json`.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _learning(findings: Findings) -> list[str]:
+    history, last = findings.history, findings.history.steps[-1]
     stopped = (
         f"stopped at step {last.step} of {findings.training.steps}, when validation accuracy reached "
         f"{findings.training.stop_accuracy * 100:.0f} %"
         if history.stopped_early
         else f"ran all {last.step} steps"
     )
-    sections = [
-        "# seeklet demo: a nano DeepSeek-V3 learns to reason",
-        f"A model with DeepSeek-V3's architecture (MLA, mixture of experts, multi-token prediction) and "
-        f"{parameters['total']:,} parameters was trained from random weights on this machine's CPU to solve chains "
-        f"of sums by writing out running totals. Problems and verifier are reasoning-gym's `chain_sum`; no test "
-        f"problem was trained or validated on.",
-        *(f"**CHECK FAILED: {failure}.**" for failure in findings.failed_checks()),
-        _table(("", "result"), summary_rows(findings)),
+    loads = fullest_expert(findings).items()
+    return [
         "## Accuracy",
         _table(
             ("", "solved", "of", "share", "95 % interval (Wilson)"),
@@ -97,12 +112,14 @@ def as_markdown(findings: Findings) -> str:
         "Tokens of the fullest expert over the layer's mean; the router bias is moved towards balance after each step.",
         _table(
             ("layer", "first tenth of training", "last tenth"),
-            [
-                (name, f"{load['first_tenth']:.2f}", f"{load['last_tenth']:.2f}")
-                for name, load in fullest_expert(findings).items()
-            ],
+            [(name, f"{load['first_tenth']:.2f}", f"{load['last_tenth']:.2f}") for name, load in loads],
         ),
         "![Expert load over steps](plots/expert_load.png)",
+    ]
+
+
+def _drafts(drafts: DraftComparison) -> list[str]:
+    return [
         "## MTP drafts",
         _table(
             ("", "plain", "with drafts"),
@@ -116,6 +133,11 @@ def as_markdown(findings: Findings) -> str:
         f"prompts, one prompt at a time, one thread, {drafts.repeats} runs of each kind in turns: "
         f"{drafts.speedup:.2f}x faster (single pairs {drafts.speedup_lowest:.2f}x to {drafts.speedup_highest:.2f}x). "
         f"The tokens are {'identical' if drafts.identical_tokens else '**not identical**'}.",
+    ]
+
+
+def _stock(reload: StockReload) -> list[str]:
+    return [
         "## The checkpoint in stock transformers",
         f"`{reload.model_class}` of transformers {reload.transformers} loaded `model/` in a fresh process "
         f"{'that never imported seeklet' if not reload.seeklet_imported else 'that **had imported seeklet**'}. Over "
@@ -124,9 +146,12 @@ def as_markdown(findings: Findings) -> str:
         f"{'the same at every position' if reload.same_next_token else '**not the same everywhere**'}. "
         f"Tensors it missed: {len(reload.missing_tensors)}. Tensors it has no place for: "
         f"{len(reload.unexpected_tensors)}, those of the MTP module.",
-        "## Examples",
-        "Two problems it solves now, and one that it does not, where there is one.",
-        *(_example(example) for example in findings.examples),
+    ]
+
+
+def _run(findings: Findings) -> list[str]:
+    settings = findings.settings
+    return [
         "## Where the time went",
         _table(
             ("stage", "wall (s)", "CPU (s)"),
@@ -146,9 +171,7 @@ def as_markdown(findings: Findings) -> str:
                 *((name, version) for name, version in findings.versions.items()),
             ],
         ),
-        "Every step's figures are in `metrics.jsonl`, these in `report.json`.",
     ]
-    return "\n\n".join(sections) + "\n"
 
 
 def summary_rows(findings: Findings) -> list[tuple[str, str]]:

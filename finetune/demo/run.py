@@ -60,15 +60,13 @@ def run_demo(settings: DemoSettings, folder: Path, console: Console) -> Findings
         parameters = count_parameters(model)
         console.print(f"  {parameters['total']:,} parameters, {parameters['active_per_token']:,} active per token")
     with stages.stage(f"Accuracy before, on {len(task.test)} held-out problems"):
-        before_texts = complete(model, tokenizer, task.test)
-        before = score(task, task.test, before_texts)
+        before = score(task, task.test, before_texts := complete(model, tokenizer, task.test))
         console.print(f"  {format_accuracy(before)}")
     training = TrainSettings(steps=settings.steps, seed=settings.seed)
     with stages.stage("Training"), training_progress(console, training.steps) as (on_step, on_validation):
         history = train(model, tokenizer, task, training, on_step, on_validation)
     with stages.stage("Accuracy after, on the same problems"):
-        after_texts = complete(model, tokenizer, task.test)
-        after = score(task, task.test, after_texts)
+        after = score(task, task.test, after_texts := complete(model, tokenizer, task.test))
         console.print(f"  {format_accuracy(after)}")
     with (
         stages.stage("Generation with and without MTP drafts"),
@@ -86,7 +84,7 @@ def run_demo(settings: DemoSettings, folder: Path, console: Console) -> Findings
     return Findings(
         settings=settings,
         training=training,
-        machine={"cpu": platform.machine(), "cores": _usable_cores(), "system": platform.system()},
+        machine=_describe_machine(),
         versions=_versions(),
         parameters=parameters,
         before=before,
@@ -99,6 +97,10 @@ def run_demo(settings: DemoSettings, folder: Path, console: Console) -> Findings
         plots=plots,
         stages=stages.times,
     )
+
+
+def _describe_machine() -> dict[str, str | int]:
+    return {"cpu": platform.machine(), "cores": _usable_cores(), "system": platform.system()}
 
 
 def choose_examples(task: ChainSums, before: list[str], after: list[str]) -> list[Example]:
