@@ -1,14 +1,13 @@
 """Options of `seeklet data check` and of a recipe's data section: what they change, and which do not fit together."""
 
+import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from seeklet.finetune import cli
 from seeklet.finetune.data.check import check_data
 from seeklet.finetune.data.command import app
 from seeklet.finetune.data.settings import DataSettings
@@ -60,16 +59,21 @@ def test_what_is_not_looked_for_cannot_be_refused(choice: str) -> None:
         DataSettings(("a.jsonl",), scan=False, on_secret=choice)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(
-        GOOD + b"\n" + chat(USER, said("agent", "Grüße")) + b"\n" + '{"Fräge": "…"}'.encode()
-    )
-    words = [sys.executable, "-m", "seeklet.finetune", "data", "check", "a.jsonl"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, encoding="ascii")
-    assert (process.returncode, process.stderr) == (2, "")
-    assert 'a.jsonl:2: messages[1].role is "agent"' in process.stdout
-    assert r'a.jsonl:3: has the keys "Fr\xe4ge"' in process.stdout
+def test_a_terminal_that_knows_ascii_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [GOOD, chat(USER, said("agent", "Grüße")), '{"Fräge": "…"}'.encode()]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.argv", ["seeklet", "data", "check", "a.jsonl"])
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode("ascii")  # pyright: ignore[reportAttributeAccessIssue] a BytesIO
+    assert 'a.jsonl:2: messages[1].role is "agent"' in shown
+    assert r'a.jsonl:3: has the keys "Fr\xe4ge"' in shown
 
 
 def test_files_with_more_sets_of_keys_than_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
