@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seeklet.finetune.cli import main
+from tests.finetune.conftest import RunHere
 from tests.finetune.recipe_contradictions import CONTRADICTIONS
 from tests.finetune.recipe_mistakes import EDITS, RECIPE
 from tests.finetune.yaml_mistakes import BOMB, FILES, OVERRIDES, SYNTAX
@@ -140,11 +141,13 @@ def test_recipe_that_cannot_be_read(
     assert capsys.readouterr().err == f"{expected}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_no_traceback_in_a_process_of_its_own(command: str, tmp_path: Path) -> None:
+def test_no_traceback_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: RunHere
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(replace_once("rank: 8", "rnak: 8"))
-    arguments = [sys.executable, "-m", "seeklet.finetune", command, "r.yaml"]
-    process = subprocess.run(arguments, cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert process.returncode == 2
-    assert process.stdout == ""
-    assert process.stderr == "r.yaml:12: adapter.rnak: unknown key; nearest: rank\n"
+    said = "r.yaml:12: adapter.rnak: unknown key; nearest: rank\n"
+    command = [sys.executable, "-m", "seeklet.finetune", "train", "r.yaml"]
+    process = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert (process.returncode, process.stdout, process.stderr) == (2, "", said)
+    assert run_here("evaluate", "r.yaml") == (2, "", said)
