@@ -9,9 +9,11 @@ import torch
 from datasets import Dataset
 from trl import DistillationTrainer
 
+from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.demo.tokenizer import THINK, build_tokenizer
 from seeklet.finetune.distill.vocabulary import describe_split_tags, shared_vocabulary
 from seeklet.finetune.errors import RecipeError, TrainingError
+from seeklet.finetune.lora.attach import attach
 from tests.finetune.distill.on_policy import (
     NUM_PROMPT,
     PROMPTS,
@@ -239,3 +241,57 @@ def test_a_completion_of_nothing_but_its_end_is_learned_from(tmp_path: Path, dra
     loss.backward()
     assert math.isfinite(loss.item()) and student.lm_head.weight.grad.any()
     assert made["prompt_ids"].shape[1] >= NUM_PROMPT - 1
+
+
+def adapted(student: Any) -> Any:
+    return attach(student, AdapterSettings(targets=("attention",), rank=2, alpha=8)).train()
+
+
+@pytest.mark.parametrize("kind", ["dense", "seeklet"])
+def test_an_adapter_is_trained_and_resumed(tmp_path: Path, kind: str) -> None:
+    """With gradient checkpointing; the model behind the adapter stays as it is."""
+    finals = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        torch.manual_seed(0)
+        student = adapted(build_dense() if kind == "dense" else build_ours(**SIZES))
+        before = states(student)
+        config = {
+            "max_steps": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        }
+        make_trainer(student, build_teacher(), tmp_path, config).train(resume_from_checkpoint=resume)
+        finals.append(states(student))
+    assert_same(finals[1], finals[0])
+    moved = {name for name, tensor in finals[0].items() if not torch.equal(tensor, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["dense", "seeklet"])
+def test_checkpointing_and_an_adapter_that_does_nothing_yet_change_no_loss(tmp_path: Path, kind: str) -> None:
+    losses = []
+    for checkpointing in (False, True):
+        student = build_dense() if kind == "dense" else build_ours(**SIZES, num_nextn_predict_layers=1)
+        model = adapted(student) if checkpointing else student
+        config = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        trainer = make_trainer(model, build_teacher(), tmp_path, config if checkpointing else {})
+        loss = trainer.compute_loss(model, batch())
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert any(p.grad is not None and p.grad.any() for name, p in model.named_parameters() if "lora_" in name)
+
+
+def test_held_out_prompts_are_measured(tmp_path: Path) -> None:
+    """The mean divergence over their samples; nothing is learned from them."""
+    student = build_dense()
+    before = states(student)
+    held_out = Dataset.from_dict({"prompt": PROMPTS})
+    trainer = make_trainer(student, build_teacher(), tmp_path, validation=held_out)
+    figures = trainer.evaluate()
+    entry = trainer.state.log_history[-1]
+    assert entry["eval_divergence"] == pytest.approx(figures["eval_loss"], rel=1e-4) and entry["eval_divergence"] > 0.1
+    assert_same(states(student), before)

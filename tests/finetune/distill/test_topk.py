@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from trl import SFTConfig
 
+from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.finetune.distill.divergence import generalized_jsd, log_softmax
 from seeklet.finetune.distill.settings import OfflineSettings
@@ -20,6 +22,7 @@ from seeklet.finetune.distill.topk_files import MANIFEST, read_manifest
 from seeklet.finetune.distill.topk_reader import TopKCache
 from seeklet.finetune.distill.topk_trainer import SeekletTopKTrainer
 from seeklet.finetune.errors import DataError, RecipeError, TrainingError
+from seeklet.finetune.lora.attach import attach
 from seeklet.finetune.losses import use_head_loss
 from tests.finetune.distill.caches import TOP, make_rows, write
 from tests.finetune.distill.on_policy import SIZES, build_dense, build_teacher
@@ -230,7 +233,7 @@ def train(student: Any, folder: Path, cache: Path, rows: Dataset | None = None, 
         "disable_tqdm": True,
     }
     return SeekletTopKTrainer(
-        use_head_loss(student),
+        student if isinstance(student, PeftModel) else use_head_loss(student),
         SFTConfig(output_dir=str(folder), **defaults | settings),
         tokenizer,
         make_rows() if rows is None else rows,
@@ -345,3 +348,25 @@ def test_other_rows_and_students_are_refused(tmp_path: Path) -> None:
         train(build_dense(), tmp_path / "run", padded)
     write(tmp_path / "cut", teacher=build_teacher(vocab_size=40), num_shared=32)
     train(build_dense(), tmp_path / "run", tmp_path / "cut", max_steps=1).train()
+
+
+@pytest.mark.parametrize("kind", ["dense", "seeklet"])
+def test_an_adapter_learns_from_a_cache(tmp_path: Path, kind: str) -> None:
+    """With gradient checkpointing; an adapter that does nothing yet has the loss of the model without it."""
+    write(tmp_path)
+    losses = []
+    for is_adapted in (False, True):
+        student = use_head_loss(build_dense()) if kind == "dense" else build_ours(**SIZES)
+        before = {name: tensor.clone() for name, tensor in student.named_parameters()}
+        # Two steps see all rows, so that the ninth has those of the first.
+        settings: dict[str, Any] = {"max_steps": 9}
+        if is_adapted:
+            student = attach(student, AdapterSettings(targets=("attention",), rank=2, alpha=8)).train()
+            checkpointing = {"use_reentrant": False}
+            settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": checkpointing}
+        trainer = train(student, tmp_path / "run", tmp_path, **settings)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5) and losses[1][8] < losses[1][0]
+    base = {name.replace(".base_layer", ""): p for name, p in student.get_base_model().named_parameters()}
+    assert all(torch.equal(base[name], tensor) for name, tensor in before.items())
