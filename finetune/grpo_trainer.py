@@ -126,6 +126,7 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
                 self.eos_token_ids,
                 pad,
                 records_routing=self._replays,
+                synced=self.is_fsdp_enabled or self.is_deepspeed_enabled,
             )
         self._record = samples.routing
         return samples.tokens, None
@@ -143,7 +144,9 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
         ) as model:
             was_training = model.training
             model.eval()
-            yield model
+            # The parameters outside the layers that FSDP wraps.
+            with self._dist.summon_full_params(self.model_wrapped, recurse=False):
+                yield model
             model.train(was_training)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,10 +182,12 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if needs_all or advantages.dim() != 1 or not torch.is_grad_enabled():
             return inputs, 1.0
         kept = advantages != 0
+        # As many as the process with most: values of each row are gathered; and one at least, so that there is a graph.
+        most: Any = self.accelerator.gather(kept.sum().clamp(min=1)[None])
+        missing = int(most.max()) - int(kept.sum())
+        kept[(~kept).nonzero().squeeze(1)[:missing]] = True
         if kept.all():
             return inputs, 1.0
-        # One row stays, so that every process has a graph.
-        kept[0] |= ~kept.any()
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation import (
     LogitsProcessorList,
@@ -20,6 +21,8 @@ from transformers.generation import (
 from seeklet.modeling import SeekletForCausalLM
 from seeklet.modeling.cache import LatentCache
 from seeklet.modeling.routing_record import RoutingRecord, record_routing
+
+from .inner_model import find_inside
 
 # Rows leave once so many of them have ended: taking rows out copies the cache of the others.
 LEAVING_SHARE = 0.2
@@ -65,6 +68,7 @@ def sample(
     pad: int,
     *,
     records_routing: bool = False,
+    synced: bool = False,
     on_tokens: Callable[[int], None] = lambda number: None,
 ) -> Samples:
     """Return `num_samples` completions of each of `prompts`, drawn with PyTorch's generator.
@@ -77,6 +81,7 @@ def sample(
         eos: tokens that end a completion.
         pad: any token; nothing attends to it.
         records_routing: whether the experts that a seeklet model chooses are recorded.
+        synced: whether processes gather parameters together, so that all go on until the last has ended.
         on_tokens: told after each step how many tokens it brought; with drafts, once at the end.
     """
     num_rows, longest = len(prompts) * num_samples, max(map(len, prompts))
@@ -89,7 +94,7 @@ def sample(
             on_tokens(sum(map(len, tokens)))
             return Samples(tokens, record)
         rows = _Rows(model, prompts, num_samples, sampling, pad, record)
-        tokens = rows.run(torch.tensor(sorted(eos), device=model.device), on_tokens)
+        tokens = rows.run(torch.tensor(sorted(eos), device=model.device), synced, on_tokens)
     if record is not None:
         rows.copy_prompts(record)
     return Samples(tokens, record)
@@ -116,8 +121,9 @@ class _Rows:
         if record is not None:
             record.rows = self._firsts
         self._cache: Any = None
-        if isinstance(model, SeekletForCausalLM):
-            self._cache = LatentCache(model.config.num_hidden_layers)
+        seeklet = find_inside(model, SeekletForCausalLM)
+        if seeklet is not None:
+            self._cache = LatentCache(seeklet.config.num_hidden_layers)
         else:
             self._cache = DynamicCache(config=model.config)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -127,7 +133,7 @@ class _Rows:
         self._mask = mask.repeat_interleave(num_samples, dim=0)
         self._positions = positions[:, -1:].repeat_interleave(num_samples, dim=0)
 
-    def run(self, eos: torch.Tensor, on_tokens: Callable[[int], None]) -> list[list[int]]:
+    def run(self, eos: torch.Tensor, synced: bool, on_tokens: Callable[[int], None]) -> list[list[int]]:
         """Return the completions of all rows."""
         num_rows, device = len(self._logits), self._logits.device
         rows = torch.arange(num_rows, device=device)
@@ -141,10 +147,11 @@ class _Rows:
             on_tokens(int(alive.sum()))
             alive &= ~torch.isin(token, eos)
             num_alive = int(alive.sum())
-            if not num_alive or step + 1 == self._sampling.max_new_tokens:
+            if _all_ended(alive, synced) or step + 1 == self._sampling.max_new_tokens:
                 break
             if num_alive <= (1 - LEAVING_SHARE) * len(alive):
-                kept = alive.nonzero().squeeze(1)
+                # Where other processes go on, one row does, for company.
+                kept = alive.nonzero().squeeze(1) if num_alive else rows.new_zeros(1)
                 rows, token, alive = rows[kept], token[kept], alive[kept]
                 self._keep(kept)
             if self._record is not None:
@@ -181,6 +188,13 @@ class _Rows:
         # The processors look at the scores only.
         scores = self._warpers(torch.empty(0, dtype=torch.long), self._logits)  # pyright: ignore[reportArgumentType]
         return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+
+
+def _all_ended(alive: torch.Tensor, synced: bool) -> bool:
+    num_alive = alive.sum()
+    if synced:
+        dist.all_reduce(num_alive)
+    return not num_alive
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

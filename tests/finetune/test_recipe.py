@@ -10,12 +10,15 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.data.settings import DataSettings
+from seeklet.finetune.prompts.settings import PromptSettings
 from seeklet.finetune.recipe import (
+    CommonRecipe,
     EvaluationSettings,
     ModelSettings,
     MoeSettings,
     OutputSettings,
     Recipe,
+    RolloutSettings,
     as_yaml,
     load_recipe,
 )
@@ -25,10 +28,22 @@ from seeklet.finetune.recipe.trainer_fields import (
     list_trainer_fields,
     set_by_seeklet,
 )
+from seeklet.finetune.rewards.settings import RewardSettings
 from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 
-RECIPES = sorted((ROOT / "recipes").glob("sft_*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SECTIONS = (
+    ModelSettings,
+    DataSettings,
+    PromptSettings,
+    RewardSettings,
+    RolloutSettings,
+    AdapterSettings,
+    MoeSettings,
+    EvaluationSettings,
+    OutputSettings,
+)
 README = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 SHORTEST = "stage: sft\nmodel: {path: some/model}\ndata: {train: data.jsonl}\noutput: {dir: runs/x}\n"
 
@@ -116,13 +131,14 @@ def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    recipe = load_recipe(file)
+    recipe = load_recipe(file, (), CommonRecipe)
     stage, model, data, hardware = file.stem.split("_")
     assert stage == recipe.stage
     assert model.lower() in recipe.model.path.lower()
     assert recipe.output.dir == f"runs/{file.stem}"
-    names = [Path(name).stem for name in recipe.data.train]
-    assert names == ([data] if data != "chat" else ["support", "summaries", "knowledge"])
+    if isinstance(recipe, Recipe):
+        names = [Path(name).stem for name in recipe.data.train]
+        assert names == ([data] if data != "chat" else ["support", "summaries", "knowledge"])
     header = re.match(r"(#.*\n)+", file.read_text(encoding="utf-8"))
     assert header is not None
     for line in ("# Command:", "# Hardware:", "# Expected:"):
@@ -135,16 +151,18 @@ def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest
 def test_recipe_says_each_thing_by_itself(file: Path) -> None:
     """No default that may change is left to a later version: what matters to a result stands in the file."""
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    decisive = {"num_train_epochs", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "bf16", "seed"}
-    assert decisive <= written["trainer"].keys()
-    assert {"validation", "max_tokens", "chat_template"} <= written["data"].keys()
+    is_sft = written["stage"] == "sft"
+    own = {"num_train_epochs"} if is_sft else {"max_steps", "num_generations", "temperature", "loss_type", "beta"}
+    decisive = {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "bf16", "seed"}
+    assert decisive | own <= written["trainer"].keys()
+    assert {"validation", "max_tokens", "chat_template"} <= written["data" if is_sft else "prompts"].keys()
 
 
 def test_readme_names_every_recipe_and_every_key() -> None:
     for file in RECIPES:
         assert f"]({file.name})" in README
     first_columns = " ".join(line.split("|")[1] for line in README.splitlines() if line.startswith("|"))
-    for section in (ModelSettings, DataSettings, AdapterSettings, MoeSettings, EvaluationSettings, OutputSettings):
+    for section in SECTIONS:
         for each in fields(section):
             assert f"`{each.name}`" in first_columns, f"{section.__name__}.{each.name}"
 
