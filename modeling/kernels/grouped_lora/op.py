@@ -6,7 +6,7 @@ import torch
 
 from .._ops import add_op_namespace_prefix
 from ..grouped_experts.reference import can_group
-from . import reference
+from . import loop, reference
 
 
 class LowRank(NamedTuple):
@@ -47,7 +47,7 @@ def _forward(
     gate_up = reference.Projection(gate_up_proj, gate_up_scale, gate_up_a, gate_up_b, gate_up_scaling, gate_up_keep)
     down = reference.Projection(down_proj, down_scale, down_a, down_b, down_scaling, down_keep)
     grouped = can_group(x, gate_up_proj, down_proj)
-    run = reference.forward_grouped if grouped else reference.forward_loop
+    run = reference.forward_grouped if grouped else loop.forward_loop
     output, (hidden, up_low, down_low, rows, counts) = run(x, indices, weights, gate_up, down, save)
     return output, hidden, up_low, down_low, rows, counts
 
@@ -88,7 +88,7 @@ def _backward(
     gate_up = reference.Projection(gate_up_proj, gate_up_scale, gate_up_a, gate_up_b, gate_up_scaling, gate_up_keep)
     down = reference.Projection(down_proj, down_scale, down_a, down_b, down_scaling, down_keep)
     grouped = can_group(x, gate_up_proj, down_proj)
-    run = reference.backward_grouped if grouped else reference.backward_loop
+    run = reference.backward_grouped if grouped else loop.backward_loop
     grad_x, grad_weights, up_a, up_b, grad_down_a, grad_down_b = run(
         grad.contiguous(),
         x,
