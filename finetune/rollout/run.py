@@ -143,7 +143,11 @@ def describe(
     admitted: Admitted, rewards: RewardSet, settings: RejectionSamplingSettings, origin: Origin
 ) -> dict[str, Any]:
     """Return what all attempts follow from: a rollout that goes on must have the same."""
-    texts = [{"prompt": each.ids, "columns": prompt.columns} for prompt, each in _pairs(admitted)]
+    # Of other kinds of value, such as sets, the text may differ between processes.
+    texts = [
+        (each.ids, [(name, value) for name, value in prompt.columns.items() if isinstance(value, str | int | float)])
+        for prompt, each in zip(admitted.prompts, admitted.encoded, strict=True)
+    ]
     each = zip(rewards.names, rewards.weights, rewards.rewards, strict=True)
     return {
         "format": 1,
@@ -154,7 +158,7 @@ def describe(
         "sampling": asdict(settings.sampling),
         "threshold": settings.threshold,
         "rewards": [{"name": name, "weight": weight, "reward": repr(reward)} for name, weight, reward in each],
-        "prompts": hashlib.blake2b(json.dumps(texts, default=str).encode(), digest_size=8).hexdigest(),
+        "prompts": hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest(),
     }
 
 
@@ -238,10 +242,6 @@ def fingerprint_weights(model: torch.nn.Module) -> str:
         chosen = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
         digest.update(f"{name} {tuple(tensor.shape)} {chosen.double().tolist()}".encode())
     return digest.hexdigest()
-
-
-def _pairs(admitted: Admitted) -> Iterator[Any]:
-    return zip(admitted.prompts, admitted.encoded, strict=True)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -31,7 +31,9 @@ def run(folder: Path, use_mtp: bool = False) -> RolloutReport:
         use_mtp=use_mtp,
     )
     origin = Origin("nano", weights=fingerprint_weights(model))
-    report = rollout(model, TOKENIZER, sums(NUM_PROMPTS), rewards, settings, folder, origin)
+    # A set of texts has another order in each process.
+    prompts = [prompt._replace(columns={**prompt.columns, "tags": {"a", "b", "c"}}) for prompt in sums(NUM_PROMPTS)]
+    report = rollout(model, TOKENIZER, prompts, rewards, settings, folder, origin)
     assert report is not None
     return report
 
