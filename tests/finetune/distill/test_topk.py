@@ -356,7 +356,7 @@ def test_an_adapter_learns_from_a_cache(tmp_path: Path, kind: str) -> None:
     write(tmp_path)
     losses = []
     for is_adapted in (False, True):
-        student = use_head_loss(build_dense()) if kind == "dense" else build_ours(**SIZES)
+        student: Any = use_head_loss(build_dense()) if kind == "dense" else build_ours(**SIZES)
         before = {name: tensor.clone() for name, tensor in student.named_parameters()}
         # Two steps see all rows, so that the ninth has those of the first.
         settings: dict[str, Any] = {"max_steps": 9}
