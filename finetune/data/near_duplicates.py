@@ -134,8 +134,9 @@ def _compare(band: npt.NDArray[np.uint64], signatures: Signatures, like: npt.NDA
     is_first[1:] = keys[1:] != keys[:-1]
     start = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))
     rank = np.flatnonzero(~is_first)
-    for earlier in (order[start[rank]], order[rank - 1]):
-        later = order[rank]
+    # The first of a group and the previous one are the same for its second row.
+    third = rank[start[rank] != rank - 1]
+    for earlier, later in ((order[start[rank]], order[rank]), (order[third - 1], order[third])):
         unknown = like[later] < 0
         earlier, later = earlier[unknown], later[unknown]
         for at in range(0, len(later), _BATCH_PAIRS):
