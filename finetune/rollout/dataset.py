@@ -13,7 +13,7 @@ from .settings import RejectionSamplingSettings
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that samples; no folder of this machine."""
+    """The model that samples; of a folder of this machine, its last part is written."""
 
     model: str
     revision: str | None = None

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import RecipeError, TrainingError
 from ..evaluation.progress import row_progress
 from ..prompts.read import Prompt, read_prompts
 from ..prompts.settings import PromptSettings
-from ..published import without_folders
+from ..published import public_name, without_folders
 from ..rewards import RewardSet
 from .admission import Admitted, admit, said_by_users
 from .attempt_file import AttemptFile
@@ -80,7 +80,7 @@ def rollout(
             has not made all of its attempts.
         OSError: a file cannot be written.
     """
-    console = console or Console(quiet=True)
+    console, origin = console or Console(quiet=True), replace(origin, model=public_name(origin.model))
     check_min_rewards(settings, rewards)
     attempts = Attempts.by(model, tokenizer, rewards, settings, sampler)
     index = index_evaluation_sets(settings, held_out)

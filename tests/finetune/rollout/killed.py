@@ -8,8 +8,7 @@ import torch
 
 from seeklet.finetune.demo.tokenizer import VOCABULARY
 from seeklet.finetune.rewards import RewardSet, RewardSettings
-from seeklet.finetune.rollout import Origin, RejectionSamplingSettings, RolloutReport, rollout
-from seeklet.finetune.rollout.run import fingerprint_weights
+from seeklet.finetune.rollout import Origin, RejectionSamplingSettings, RolloutReport, fingerprint_weights, rollout
 from tests.finetune.rollout.attempts import TOKENIZER, sums
 from tests.modeling.nano import build_ours
 
@@ -30,7 +29,7 @@ def run(folder: Path, use_mtp: bool = False) -> RolloutReport:
         requires_reasoning=False,
         use_mtp=use_mtp,
     )
-    origin = Origin("nano", weights=fingerprint_weights(model))
+    origin = Origin(str(Path(__file__).parent / "nano"), weights=fingerprint_weights(model))
     # A set of texts has another order in each process.
     prompts = [prompt._replace(columns={**prompt.columns, "tags": {"a", "b", "c"}}) for prompt in sums(NUM_PROMPTS)]
     report = rollout(model, TOKENIZER, prompts, rewards, settings, folder, origin)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seeklet.finetune.errors import TrainingError
-from seeklet.finetune.rollout.run import fingerprint_weights
+from seeklet.finetune.rollout import fingerprint_weights
 from tests.finetune.rollout.killed import NUM_PROMPTS, SIZES, run
 from tests.modeling.nano import build_ours
 
@@ -43,6 +43,7 @@ def test_killed_and_gone_on_with_it_is_the_same(tmp_path: Path) -> None:
     run(killed)
     for name in ("attempts-0.jsonl", "dataset.jsonl", "report.json"):
         assert (killed / name).read_bytes() == (once / name).read_bytes()
+        assert str(ROOT) not in (once / name).read_text()
 
 
 def test_drafted_rollouts_are_kept_apart_from_others(tmp_path: Path) -> None:
