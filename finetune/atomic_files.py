@@ -12,10 +12,14 @@ def replaced_file(target: Path) -> Iterator[Path]:
     """Give the path of a new file, to be written, which becomes `target` when the block ends.
 
     When the block raises, `target` is as it was; what a killed process leaves, `checkpoints.remove_unfinished` removes.
+    A pipe or a device cannot be replaced, and is given itself.
 
     Raises:
         OSError: writing or renaming fails.
     """
+    if target.exists() and not target.is_file():
+        yield target
+        return
     target = Path(os.path.realpath(target))
     # With the suffix at the end, by which plots know what they are.
     beside = target.with_name(f".{target.stem}.saving-{secrets.token_hex(4)}{target.suffix}")

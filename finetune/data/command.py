@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..atomic_files import replaced_file
 from ..errors import DataError
 from .lines import Advance
 
@@ -153,11 +154,13 @@ def _write(report: "CheckReport", json_out: Path | None, plot: Path | None) -> N
 
         text = json.dumps(as_json(report), indent=2, ensure_ascii=False) + "\n"
         # File names need not be UTF-8; what is not becomes an escape that JSON knows.
-        json_out.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with replaced_file(json_out) as beside:
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     if plot:
         from .check_plot import draw_check
 
-        draw_check(report).savefig(plot)
+        with replaced_file(plot if plot.suffix else plot.with_suffix(".png")) as beside:
+            draw_check(report).savefig(beside)
 
 
 @contextmanager

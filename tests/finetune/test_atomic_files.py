@@ -35,6 +35,13 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert link.is_symlink() and (tmp_path / "there" / "file.md").read_text() == "x"
 
 
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    with replaced_file(Path("/dev/null")) as given:
+        assert given == Path("/dev/null")
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "x")
+
+
 def test_what_a_kill_leaves_is_removed(tmp_path: Path) -> None:
     write_text(tmp_path / "kept.json", "{}")
     # As if killed: the block neither ends nor raises.
