@@ -1,4 +1,4 @@
-"""One GRPO step, rollout included, beside TRL's trainer on the stock model; and rollouts with drafts beside those without.
+"""One GRPO step, rollout included, beside TRL's trainer on the stock model with the same weights.
 
 python -m benchmarks.bench_grpo [--repeats 5]
 """

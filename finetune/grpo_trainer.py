@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from seeklet.modeling import GenerationError
 from seeklet.modeling.mtp import IGNORE_INDEX
 from seeklet.modeling.routing_record import RoutingRecord, padded_positions
 
 from .balance import RouterBiasCallback, moe_layer_indices
+from .epoch_sampler import EpochRepeatSampler
 from .resumable_trainer import ResumableTrainer
 from .sampling import Sampling, sample
 from .throughput import memory_gib
@@ -101,11 +103,21 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
             if moe_layer_indices(self._seeklet):
                 self.callback_handler.callbacks.insert(0, RouterBiasCallback(bias_update_speed))
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
+        theirs: Any = super()._get_train_sampler(dataset)
+        names = ("mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        return EpochRepeatSampler(theirs.data_source, **{name: getattr(theirs, name) for name in names})
+
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
         if self.use_vllm or self.use_transformers_continuous_batching or images is not None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        policy: Any = self.model
+        if policy.training:
+            # Of a policy that is no number any more nothing can be sampled.
+            self.check_finite()
+            self._check_gradient()
         sampling = Sampling(
             max_new_tokens=self._max_new_tokens,
             temperature=self.temperature,
@@ -117,17 +129,21 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
         # One row per sample comes in; those of a prompt stand together.
         size = num_generations if _are_groups(prompt_ids, num_generations) else 1
         pad: Any = self._tokenizer.pad_token_id
-        with self._sampled_model() as model:
-            samples = sample(
-                model,
-                prompt_ids[::size],
-                size,
-                sampling,
-                self.eos_token_ids,
-                pad,
-                records_routing=self._replays,
-                synced=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-            )
+        try:
+            with self._sampled_model() as model:
+                samples = sample(
+                    model,
+                    prompt_ids[::size],
+                    size,
+                    sampling,
+                    self.eos_token_ids,
+                    pad,
+                    records_routing=self._replays,
+                    synced=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+                )
+        except GenerationError as error:
+            self._diverged(str(error), self.state.global_step)
+            raise
         self._record = samples.routing
         return samples.tokens, None
 

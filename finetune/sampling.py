@@ -18,7 +18,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from seeklet.modeling import SeekletForCausalLM
+from seeklet.modeling import GenerationError, SeekletForCausalLM
 from seeklet.modeling.cache import LatentCache
 from seeklet.modeling.routing_record import RoutingRecord, record_routing
 
@@ -83,6 +83,9 @@ def sample(
         records_routing: whether the experts that a seeklet model chooses are recorded.
         synced: whether processes gather parameters together, so that all go on until the last has ended.
         on_tokens: told after each step how many tokens it brought; with drafts, once at the end.
+
+    Raises:
+        GenerationError: the model's logits are not all numbers.
     """
     num_rows, longest = len(prompts) * num_samples, max(map(len, prompts))
     recording: AbstractContextManager[RoutingRecord | None] = nullcontext()
@@ -183,6 +186,8 @@ class _Rows:
         return outputs.logits[:, -1].float()
 
     def _draw(self) -> torch.Tensor:
+        if not torch.isfinite(self._logits).all():
+            raise GenerationError("the logits are not all numbers, so no token can be drawn: the model has diverged")
         if not self._sampling.temperature:
             return self._logits.argmax(-1)
         # The processors look at the scores only.

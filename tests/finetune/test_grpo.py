@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from seeklet.finetune import grpo, grpo_trainer
 from seeklet.finetune.dry_run import show_grpo_dry_run
-from seeklet.finetune.errors import DataError, RecipeError
+from seeklet.finetune.errors import DataError, RecipeError, TrainingError
 from seeklet.finetune.recipe import CommonRecipe, GrpoRecipe, load_recipe
 from tests.finetune.nano_checkpoints import build_checkpoint
 from tests.finetune.sft_runs import KillAt, start_process
@@ -28,13 +28,14 @@ def reward_of_letters(completion: str, row: dict[str, Any]) -> float:
 
 
 def write_recipe(folder: Path, **sections: Any) -> Path:
-    """Write a nano mixture of experts with multi-token prediction, prompts and a recipe for 4 steps into `folder`."""
+    """Write a nano mixture of experts with multi-token prediction, prompts and a recipe for 6 steps into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     build_checkpoint(MODEL, folder / "model", num_nextn_predict_layers=1)
-    rows = [{"prompt": f"Write letter {i}", "letter": "e", "level": i} for i in range(12)]
+    rows = [{"prompt": f"Write letter {i}", "letter": "e", "level": i} for i in range(6)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     trainer = {
-        "max_steps": 4,
+        # An epoch is 3 steps: the run that goes on does so in the second.
+        "max_steps": 6,
         "per_device_train_batch_size": 8,
         "num_generations": 4,
         "max_completion_length": 8,
@@ -95,14 +96,14 @@ def test_a_run_and_one_that_was_killed_and_went_on(tmp_path: Path, adapter: dict
     sections = {"adapter": adapter, "rollout": {"use_mtp": True, "replay_routing": True}}
     folders = [tmp_path / "whole", tmp_path / "killed"]
     recipes = [write_recipe(folder, **sections) for folder in folders]
-    for recipe, kill_at, resume in ((recipes[0], None, False), (recipes[1], 3, False), (recipes[1], None, True)):
+    for recipe, kill_at, resume in ((recipes[0], None, False), (recipes[1], 5, False), (recipes[1], None, True)):
         process = start_process(train, recipe, resume, kill_at)
         process.join()
         assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
     kind = "model" if adapter is None else "adapter"
     runs = [folder / "run" for folder in folders]
     assert_same(weights(runs[1] / kind), weights(runs[0] / kind))
-    assert logged(runs[1]) == logged(runs[0]) and len(logged(runs[0])) == 4
+    assert logged(runs[1]) == logged(runs[0]) and len(logged(runs[0])) == 6
     expected = {"length.png", "reward.png", "exploration.png", "expert_load.png"}
     assert {file.name for file in (runs[0] / "plots").iterdir()} == expected
     entry = logged(runs[0])[-1]
@@ -110,6 +111,14 @@ def test_a_run_and_one_that_was_killed_and_went_on(tmp_path: Path, adapter: dict
     assert ("mtp_loss" in entry) == (adapter is None), "frozen modules have nothing to learn"
     written = load(runs[0] / "recipe.yaml")
     assert written.rewards == load(recipes[0]).rewards and written.trainer["loss_type"] == "dapo"
+
+
+def test_a_policy_that_is_no_number_ends_the_run_with_a_line(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, trainer={"learning_rate": 1e30, "save_steps": 1})
+    with pytest.raises(
+        TrainingError, match=r"step 1: the logits are not all numbers.* last good checkpoint is .*checkpoint-1"
+    ):
+        grpo.train(load(path))
 
 
 @pytest.mark.parametrize(
@@ -152,12 +161,12 @@ def test_a_recipe_of_another_stage_is_told(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, prompts={"validation": 0.3})
+    path = write_recipe(tmp_path, prompts={"validation": 0.6})
     console = Console(file=io.StringIO(), width=100)
     show_grpo_dry_run(load(path), console)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     held_out = int(re.search(r"(\d+) prompts to train on, (\d+) held out", said)[2])  # pyright: ignore
-    assert 0 < held_out < 12
+    assert 0 < held_out < 6
     assert "rewards: own (weight 1)" in said
-    assert "4 optimizer steps of 8 samples, 4 of each of 2 prompts, up to 8 tokens each; processes: 1" in said
+    assert "6 optimizer steps of 8 samples, 4 of each of 2 prompts, up to 8 tokens each; processes: 1" in said
     assert "Dry run: nothing was trained" in said and not (tmp_path / "run").exists()
