@@ -71,7 +71,9 @@ def compare_step(repeats: int) -> Comparison:
             ),
         ]
         steps = [_step(trainer, rows) for trainer in trainers]
-        return compare(f"GRPO step, {PROMPTS}x{GROUP} samples of {NEW_TOKENS} tokens", TARGET, *steps, repeats)
+        return compare(
+            f"GRPO step, {PROMPTS}x{GROUP} samples of {NEW_TOKENS} tokens", TARGET, steps[0], steps[1], repeats
+        )
 
 
 def _step(trainer: Any, rows: list[dict[str, Any]]) -> Any:

@@ -26,7 +26,9 @@ PIECES = [
 
 
 def row(*texts: str, **more: object) -> Row:
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    messages: list[dict[str, object]] = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
+    ]
     messages[-1] |= more
     return Row(messages, None, Source("a", 1))
 
