@@ -46,7 +46,7 @@ $(COMPANY_STAMP): $(STAMP)
 	@touch $@
 
 test: check
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check
