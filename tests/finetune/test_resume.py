@@ -89,10 +89,10 @@ def test_killed_again_and_again_at_random_moments(uninterrupted: tuple[str, Path
     kind, expected = uninterrupted
     recipe, moments = write_recipe(tmp_path, **SECTIONS[kind]), random.Random(5)
     kills, process = 0, None
-    for attempt in range(20):
+    for attempt in range(60):
         process = start(recipe, resume=(tmp_path / "run" / "recipe.yaml").is_file())
         # Later with each attempt, so that one of them gets to the end on any machine.
-        process.join(moments.uniform(0.5, 1.5) * (1 + attempt / 2))
+        process.join(moments.uniform(0.05, 0.4) * (1 + attempt / 2))
         if process.exitcode is not None:
             break
         process.kill()
