@@ -39,7 +39,7 @@ def train(
 
         seeklet train recipes/sft_smollm2-135m_support_cpu.yaml 'data.train=[calls.csv, mails.csv]' --dry-run
 
-        accelerate launch -m seeklet.finetune train recipes/sft_deepseek-v3_chat_8xh200.yaml
+        accelerate launch --num_processes 1 -m seeklet.finetune train recipes/sft_deepseek-v3_chat_8xh200.yaml
 
     Stopped with Ctrl-C or killed, a run goes on from its last checkpoint:
 

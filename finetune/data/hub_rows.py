@@ -54,7 +54,8 @@ def hub_rows(name: str) -> Iterator[Header | Record | Problem]:
             row += 1
             yield Record(value, Source(name, row))
     # Not found, no access, no network, a bad split or revision, and files that do not parse: all from what was named.
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    # A column of sound or pictures that takes a package to decode is an ImportError.
+    except (DatasetsError, OSError, ValueError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
         where = f"after row {row:,}" if row else "from the start"
         message = f"cannot be read {where}: {reason[:300]}"

@@ -1,5 +1,6 @@
 """Rows of a Parquet file."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from .lines import Advance
 from .problems import Problem, file_problem
 from .records import Header, Record
 from .rows import Source
+from .wording import quoted
 
 # Converted to Python objects at a time; a batch of chat rows is about 1 MB, one of long documents is kept to 16 MiB.
 _BATCH_ROWS = 1024
@@ -29,6 +31,10 @@ def parquet_rows(
     try:
         table = pq.ParquetFile(file.stream)
         columns = tuple(table.schema_arrow.names)
+        if twice := [name for name, count in Counter(columns).items() if count > 1]:
+            message = f"has two columns named {quoted(twice[0])}; allowed: each once"
+            yield file_problem(Source(file.name), message, "bad-header")
+            return
         yield Header(columns, Source(file.name))
         num_rows = table.metadata.num_rows
         for batch in table.iter_batches(_batch_rows(table.metadata), columns=needed(columns), use_threads=False):
@@ -40,7 +46,8 @@ def parquet_rows(
             advance(read - told)
             told = read
     # Arrow's own errors are ValueError, OSError, NotImplementedError (an unknown codec) or KeyError besides.
-    except (pa.ArrowException, OSError, ValueError) as error:
+    # A date out of Python's range is an OverflowError.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         where = f"after row {row:,}" if row else "from the start"
         message = f"is not readable Parquet {where}: {reason[:200]}; was it copied or downloaded in full?"

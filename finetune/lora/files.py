@@ -145,7 +145,10 @@ def read_config(folder: Path) -> LoraConfig:
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         kind = found.get("peft_type") if isinstance(found, dict) else type(found).__name__
         raise AdapterError(f"{file}: peft_type is {kind!r}; allowed: LORA")
-    config = LoraConfig.from_pretrained(str(folder))
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"{file}: {str(error).strip().splitlines()[0]}") from None
     assert isinstance(config, LoraConfig)
     return config
 

@@ -1,11 +1,13 @@
 """Merging: base model plus adapter, written as a whole checkpoint that needs neither PEFT nor seeklet."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
@@ -28,7 +30,9 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 OTHER_FILES = ("chat_template.jinja", "generation_config.json")
-WHOLE_MODEL = ("*.safetensors", "*.json", *TOKENIZER_FILES, *OTHER_FILES)
+# Of a tokenizer that is Python code, as Moonlight's and Kimi's: the code and what it reads.
+TOKENIZER_CODE = ("tokenization*.py", "tiktoken.model")
+WHOLE_MODEL = ("*.safetensors", "*.json", *TOKENIZER_FILES, *OTHER_FILES, *TOKENIZER_CODE)
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 MAX_SHARD_SIZE = "5GB"
 
@@ -67,7 +71,11 @@ def merge_adapter(
     config = read_config(adapter)
     source = find_base(base or config.base_model_name_or_path, revision or config.revision, adapter)
     check_out(out, (adapter, source), overwrite)
-    base_config = AutoConfig.from_pretrained(source)
+    try:
+        base_config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdapterError(f"{source / CONFIG_NAME}: no model that can be merged: {reason}") from None
     streams = isinstance(base_config, SeekletConfig) and (source / CONFIG_NAME).is_file()
     if fp8 and not streams:
         raise AdapterError(f"fp8 is for DeepSeek-V3 checkpoints; {source} is a {base_config.model_type}")
@@ -117,7 +125,10 @@ def _changes(adapter: Path, base: PreTrainedConfig) -> dict[str, Callable[[torch
 
 
 def _merge_in_memory(adapter: Path, source: Path, target: Path, dtype: torch.dtype | None) -> None:
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise AdapterError(f"{source}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     merged = load_adapter(model, adapter).merge_and_unload()
     merged.save_pretrained(target, max_shard_size=MAX_SHARD_SIZE)
 
@@ -129,6 +140,17 @@ def _copy_files(adapter: Path, source: Path, target: Path) -> None:
     for name, folder in wanted:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
+    if _has_code(target / "tokenizer_config.json"):
+        for folder in (source, tokenizer):
+            for file in (file for pattern in TOKENIZER_CODE for file in folder.glob(pattern)):
+                shutil.copyfile(file, target / file.name)
+
+
+def _has_code(tokenizer_config: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:

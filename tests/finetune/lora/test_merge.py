@@ -247,7 +247,31 @@ def rename(folder: Path, old: str, new: str) -> None:
     save_file({name.replace(old, new): tensor for name, tensor in load_file(file).items()}, file)
 
 
+def test_a_tokenizer_that_is_code_comes_along_with_it(made: Path) -> None:
+    """As Moonlight's: a Python file and what it reads; from the base, where the adapter has not all of it."""
+    config = {"auto_map": {"AutoTokenizer": ["tokenization_moonshot.TikTokenTokenizer", None]}}
+    (made / "base" / "tokenization_moonshot.py").write_text("# code")
+    (made / "base" / "tiktoken.model").write_text("old")
+    (made / "adapter" / "tiktoken.model").write_text("new")
+    merge_adapter(made / "adapter", made / "without")
+    assert not list((made / "without").glob("*.py"))
+    (made / "adapter" / "tokenizer_config.json").write_text(json.dumps(config))
+    merge_adapter(made / "adapter", made / "merged")
+    assert (made / "merged" / "tokenization_moonshot.py").read_text() == "# code"
+    assert (made / "merged" / "tiktoken.model").read_text() == "new"
+
+
 BROKEN = {
+    "a setting PEFT refuses": (
+        lambda f: change_config(f, layers_pattern="x"),
+        AdapterError,
+        r"adapter_config\.json: ",
+    ),
+    "a base of an unknown kind": (
+        lambda f: (f.parent / "base" / "config.json").write_text('{"model_type": "nothing_known"}'),
+        AdapterError,
+        r"base/config\.json: no model that can be merged",
+    ),
     "no base": (lambda f: change_config(f, base_model_name_or_path=None), AdapterError, "name it with --base"),
     "base gone": (
         lambda f: change_config(f, base_model_name_or_path="no/where"),
