@@ -2,8 +2,7 @@
 
 # B rows of a micro-batch, P prompt and C completion tokens, L layers that route, K experts chosen per token
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +11,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 
-from seeklet.modeling import GenerationError
 from seeklet.modeling.mtp import IGNORE_INDEX
 from seeklet.modeling.routing_record import RoutingRecord, padded_positions
 
 from .balance import RouterBiasCallback, moe_layer_indices
-from .epoch_sampler import EpochRepeatSampler
-from .resumable_trainer import ResumableTrainer
-from .sampling import Sampling, sample
+from .sampling_trainer import SamplingTrainer
 from .throughput import memory_gib
 from .training_model import MtpLoss, find_seeklet
 
@@ -31,7 +26,7 @@ MEANS_OVER_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
 MEANS_OVER_TOKENS = ("bnpo",)
 
 
-class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
+class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
     """TRL's GRPOTrainer with other rollouts and log-probabilities; objective, advantages and settings are TRL's.
 
     Rollouts read each prompt once and let ended rows leave the batch, with multi-token prediction drafts where asked
@@ -77,8 +72,6 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._seeklet = find_seeklet(bare)
         uses_cache = getattr(bare.config, "use_cache", True)
-        assert config.max_completion_length is not None
-        self._max_new_tokens, self._gathers = config.max_completion_length, config.ds3_gather_for_generation
         super().__init__(
             model=model,
             reward_funcs=list(rewards),
@@ -103,67 +96,16 @@ class SeekletGRPOTrainer(ResumableTrainer, GRPOTrainer):
             if moe_layer_indices(self._seeklet):
                 self.callback_handler.callbacks.insert(0, RouterBiasCallback(bias_update_speed))
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
-        theirs: Any = super()._get_train_sampler(dataset)
-        names = ("mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
-        return EpochRepeatSampler(theirs.data_source, **{name: getattr(theirs, name) for name in names})
-
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
         if self.use_vllm or self.use_transformers_continuous_batching or images is not None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
-        policy: Any = self.model
-        if policy.training:
-            # Of a policy that is no number any more nothing can be sampled.
-            self.check_finite()
-            self._check_gradient()
-        sampling = Sampling(
-            max_new_tokens=self._max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k or 0,
-            min_p=self.min_p or 0.0,
-            use_mtp=self._drafts,
-        )
         # One row per sample comes in; those of a prompt stand together.
         size = num_generations if _are_groups(prompt_ids, num_generations) else 1
-        pad: Any = self._tokenizer.pad_token_id
-        try:
-            with self._sampled_model() as model:
-                samples = sample(
-                    model,
-                    prompt_ids[::size],
-                    size,
-                    sampling,
-                    self.eos_token_ids,
-                    pad,
-                    records_routing=self._replays,
-                    synced=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-                )
-        except GenerationError as error:
-            self._diverged(str(error), self.state.global_step)
-            raise
+        samples = self.draw_samples(prompt_ids[::size], size, self._drafts, self._replays)
         self._record = samples.routing
         return samples.tokens, None
-
-    @contextmanager
-    def _sampled_model(self) -> Iterator[Any]:
-        """Give the policy without wrappers, gradient checkpointing and dropout."""
-        checkpointing: Any = self.args.gradient_checkpointing_kwargs
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self._gathers,
-            generation_kwargs=self.generation_kwargs,
-            gradient_checkpointing_kwargs=checkpointing,
-        ) as model:
-            was_training = model.training
-            model.eval()
-            # The parameters outside the layers that FSDP wraps.
-            with self._dist.summon_full_params(self.model_wrapped, recurse=False):
-                yield model
-            model.train(was_training)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)

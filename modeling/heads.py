@@ -106,15 +106,6 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
                 temperature,
                 kwargs,
             )
-        expert_load = None
-        if output_expert_load:
-            valid = real_tokens(inputs)
-            expert_load = tuple(
-                count_experts(
-                    indices, self.config.n_routed_experts, None if valid is None else valid.to(indices.device)
-                )
-                for indices in outputs.router_indices
-            )
         # Made in one go: a field set afterwards is no item of the output, where Trainer looks for the loss.
         return SeekletCausalLMOutput(
             **losses,
@@ -123,7 +114,17 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if asked_router_logits else None,
-            expert_load=expert_load,
+            expert_load=self._expert_load(outputs.router_indices, inputs) if output_expert_load else None,
+        )
+
+    def _expert_load(
+        self, router_indices: tuple[torch.Tensor, ...], inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
+        """Return for each MoE layer how many real tokens went to each expert: int64 (E,)."""
+        valid, num_experts = real_tokens(inputs), self.config.n_routed_experts
+        return tuple(
+            count_experts(indices, num_experts, None if valid is None else valid.to(indices.device))
+            for indices in router_indices
         )
 
     def _has_balance_loss(self) -> bool:

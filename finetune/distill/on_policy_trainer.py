@@ -2,8 +2,7 @@
 
 # B rows, P prompt and C completion tokens, S both, H hidden
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,16 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 from trl.models import prepare_deepspeed
-from trl.models.utils import unwrap_model_for_generation
 
 from seeklet.modeling.mtp import IGNORE_INDEX
 
 from ..balance import RouterBiasCallback, moe_layer_indices
-from ..epoch_sampler import EpochRepeatSampler
 from ..errors import RecipeError, TrainingError
 from ..losses import check_head
-from ..resumable_trainer import ResumableTrainer
-from ..sampling import Sampling, sample
+from ..sampling_trainer import SamplingTrainer
 from ..throughput import memory_gib
 from ..training_model import MtpLoss, find_seeklet
 from .head_divergence import Distances, head_divergence
@@ -36,7 +32,7 @@ UNSUPPORTED = {
 }
 
 
-class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
+class SeekletDistillationTrainer(SamplingTrainer, DistillationTrainer):
     """TRL's DistillationTrainer with other samples and losses; settings and batches are TRL's.
 
     Samples read each prompt once and let ended rows leave the batch. Logits of teacher and student are there for a few
@@ -133,11 +129,6 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
         self._passed = self._divergence = None
         return output
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
-        theirs: Any = super()._get_train_sampler(dataset)
-        names = ("mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
-        return EpochRepeatSampler(theirs.data_source, **{name: getattr(theirs, name) for name in names})
-
     def _check_vocabularies(self, teacher: PreTrainedModel) -> None:
         student: Any = self.model
         heads: list[Any] = [bare_model(student).get_output_embeddings(), teacher.get_output_embeddings()]
@@ -216,39 +207,7 @@ class SeekletDistillationTrainer(ResumableTrainer, DistillationTrainer):
     ) -> list[list[int]]:
         if self.use_vllm or images is not None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
-        assert self.max_completion_length is not None
-        student: Any = self.model
-        if student.training:
-            # Of a student that is no number any more nothing can be sampled.
-            self.check_finite()
-            self._check_gradient()
-        sampling = Sampling(
-            max_new_tokens=self.max_completion_length,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k or 0,
-            min_p=self.min_p or 0.0,
-            use_mtp=self._drafts,
-        )
-        pad: Any = self._tokenizer.pad_token_id
-        with self._sampled_model() as model:
-            return sample(model, prompt_ids, 1, sampling, self.eos_token_ids, pad).tokens
-
-    @contextmanager
-    def _sampled_model(self) -> Iterator[Any]:
-        """Give the student without wrappers, gradient checkpointing and dropout."""
-        checkpointing: Any = self.args.gradient_checkpointing_kwargs
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=getattr(self.args, "ds3_gather_for_generation", True),
-            generation_kwargs=self.generation_kwargs,
-            gradient_checkpointing_kwargs=checkpointing,
-        ) as model:
-            was_training = model.training
-            model.eval()
-            yield model
-            model.train(was_training)
+        return self.draw_samples(prompt_ids, 1, self._drafts).tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what TRL has measured and the mean divergence per token; to an entry of training add the memory."""

@@ -2,13 +2,11 @@
 
 import importlib
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import RecipeError
+from ..own_code import working_folder_importable
 from .answers import final_answer, is_exact_match
 from .generation import Answer
 from .measures import Array, Measure, mean_of_examples, percent_of_examples, perplexity, with_ones
@@ -74,7 +72,7 @@ def import_verifiers(metrics: Sequence[str]) -> dict[str, Verifier]:
             continue
         module_name, function_name = metric.split(":")
         try:
-            with _working_folder_importable():
+            with working_folder_importable():
                 module = importlib.import_module(module_name)
         except ImportError as error:
             raise RecipeError(
@@ -89,20 +87,6 @@ def import_verifiers(metrics: Sequence[str]) -> dict[str, Verifier]:
             )
         verifiers[metric] = function
     return verifiers
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    # `python -m` puts the working folder on the import path, the command `seeklet` does not.
-    folder = str(Path.cwd())
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(folder)
 
 
 def _verdict(metric: str, verifier: Verifier, answer: str, question: Question) -> float:

@@ -1,18 +1,16 @@
 """A user's own reward, by import path."""
 
 import importlib
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from ..errors import RecipeError, RewardError
 from ..limits import ABOVE_ZERO
+from ..own_code import working_folder_importable
 from .completion import Row
 
 
@@ -74,7 +72,7 @@ def import_function(path: str) -> Callable[..., Any]:
     if not module_name or not name:
         raise RecipeError(f'function is "{path}"; allowed: package.module:function')
     try:
-        with _working_folder_importable():
+        with working_folder_importable():
             module = importlib.import_module(module_name)
     # Code of the user's: whatever it raises while it is imported, the recipe names what cannot be used.
     except Exception as error:
@@ -85,17 +83,3 @@ def import_function(path: str) -> Callable[..., Any]:
     if not callable(function):
         raise RecipeError(f'function is "{path}", but {module_name} has no function "{name}"')
     return function
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    # `python -m` puts the working folder on the import path, the command `seeklet` does not.
-    folder = str(Path.cwd())
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(folder)
