@@ -18,7 +18,7 @@ from .lora.attach import adapted_table, attach
 from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
 from .prompts.prepare import count_tokens, prepare_prompts, set_template
-from .recipe import CommonRecipe, GrpoRecipe, Recipe, as_yaml
+from .recipe import GrpoRecipe, Recipe, TrainingRecipe, as_yaml
 from .rewards import RewardSet
 from .steps import count_steps
 from .trainer_settings import Config, check_validation, complete, make_grpo_config, make_sft_config
@@ -91,7 +91,7 @@ def show_grpo_dry_run(recipe: GrpoRecipe, console: Console) -> None:
     _show_model(recipe, config, model, _batch(config, model, tokens), console)
 
 
-def _trained_model(recipe: CommonRecipe) -> nn.Module:
+def _trained_model(recipe: TrainingRecipe) -> nn.Module:
     model = build_meta_model(recipe.model)
     set_losses(model, recipe.moe)
     if recipe.adapter is not None:
@@ -104,12 +104,12 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _show_recipe(recipe: CommonRecipe, console: Console) -> None:
+def _show_recipe(recipe: TrainingRecipe, console: Console) -> None:
     console.rule("recipe, defaults included")
     console.print(as_yaml(recipe).rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_model(recipe: CommonRecipe, config: Config, model: nn.Module, batch: Batch, console: Console) -> None:
+def _show_model(recipe: TrainingRecipe, config: Config, model: nn.Module, batch: Batch, console: Console) -> None:
     console.rule("model")
     console.print(_describe_parameters(model))
     if recipe.adapter is not None:
@@ -142,7 +142,7 @@ def _batch(config: Config, model: nn.Module, tokens: int) -> Batch:
     )
 
 
-def free_memory(recipe: CommonRecipe, config: Config) -> tuple[str, int]:
+def free_memory(recipe: TrainingRecipe, config: Config) -> tuple[str, int]:
     """Return where the recipe would run on this machine, and how many bytes are free there."""
     if config.use_cpu or not torch.cuda.is_available():
         return "this machine's memory", psutil.virtual_memory().available

@@ -16,6 +16,7 @@ from seeklet.modeling.mtp import IGNORE_INDEX
 from seeklet.modeling.routing_record import RoutingRecord, padded_positions
 
 from .balance import RouterBiasCallback, moe_layer_indices
+from .limits import MAX_SHARD_GB
 from .sampling_trainer import SamplingTrainer
 from .throughput import memory_gib
 from .training_model import MtpLoss, find_seeklet
@@ -50,7 +51,7 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
         drafts: bool = False,
         replays_routing: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
-        max_shard_gb: float = 5.0,
+        max_shard_gb: float = MAX_SHARD_GB,
     ):
         """Make a trainer.
 

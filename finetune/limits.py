@@ -50,3 +50,6 @@ NOT_NEGATIVE = Range(least=0)
 ABOVE_ZERO = Range(above=0)
 SHARE = Range(least=0, most=1)
 NOT_EMPTY = Pattern(r".*\S.*", "a text that is not empty")
+
+# Of one file of a saved model, as transformers itself would choose it.
+MAX_SHARD_GB = 5.0

@@ -28,6 +28,7 @@ from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
 from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_checkpoint, rotate, written_by_all
 from .errors import TrainingError
+from .limits import MAX_SHARD_GB
 from .lora.files import BIAS_FILE, load_adapter, read_router_biases, router_biases, save_adapter
 
 
@@ -70,7 +71,7 @@ class ResumableTrainer(Trainer):
     it is resumed.
     """
 
-    def __init__(self, *args: Any, max_shard_gb: float = 5.0, **kwargs: Any):
+    def __init__(self, *args: Any, max_shard_gb: float = MAX_SHARD_GB, **kwargs: Any):
         """Save models in files of at most `max_shard_gb`; the rest as the Trainer behind this class takes it."""
         super().__init__(*args, **kwargs)
         self.add_callback(CompleteCheckpoints())

@@ -17,11 +17,16 @@ from .checkpoints import last_checkpoint, num_processes_of, step_of
 from .errors import RecipeError, TrainingError
 from .lora.attach import adapted_table
 from .metrics import keep_until
-from .recipe import CommonRecipe, as_yaml
+from .recipe import TrainingRecipe, as_yaml
 from .run_folder import RunFolder, check_run_folder, locked
 from .training_model import describe
 
-R = TypeVar("R", bound=CommonRecipe)
+R = TypeVar("R", bound=TrainingRecipe)
+
+_SMALLER = (
+    "lower trainer.per_device_train_batch_size (and raise trainer.gradient_accumulation_steps by as much), "
+    "lower data.max_tokens, or set trainer.gradient_checkpointing: true"
+)
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,12 @@ def _errors_explained(folder: RunFolder, console: Console) -> Iterator[None]:
         console.print(f"Stopped: {_where_to_go_on(folder)}", markup=False, soft_wrap=True)
         raise
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            "the GPU's memory is full; lower trainer.per_device_train_batch_size (and raise "
-            "trainer.gradient_accumulation_steps by as much), lower data.max_tokens, or set trainer."
-            f"gradient_checkpointing: true. {_where_to_go_on(folder)}"
-        ) from error
+        raise TrainingError(f"the GPU's memory is full; {_SMALLER}. {_where_to_go_on(folder)}") from error
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for a CPU's memory that is full.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(f"this machine's memory is full; {_SMALLER}. {_where_to_go_on(folder)}") from error
     except OSError as error:
         # A disk that is full, or gone, under the metrics, the plots or the merged model.
         raise TrainingError(

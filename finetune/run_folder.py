@@ -11,7 +11,7 @@ import yaml
 
 from .checkpoints import last_checkpoint, remove_unfinished, step_of
 from .errors import RecipeError, TrainingError
-from .recipe import CommonRecipe, as_yaml
+from .recipe import TrainingRecipe, as_yaml
 
 # Of the trainer's settings, those that may change when a run goes on: they change no weight.
 FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
@@ -34,7 +34,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, recipe: CommonRecipe) -> "RunFolder":
+    def of(cls, recipe: TrainingRecipe) -> "RunFolder":
         """Return the folder of the recipe's run."""
         return cls(Path(recipe.output.dir).expanduser())
 
@@ -78,7 +78,7 @@ class RunFolder:
         return self.path / "merged"
 
 
-def check_run_folder(recipe: CommonRecipe, resume: bool) -> RunFolder:
+def check_run_folder(recipe: TrainingRecipe, resume: bool) -> RunFolder:
     """Return the folder of the recipe's run, after checking that the run may begin there, or go on.
 
     Raises:

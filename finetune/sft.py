@@ -147,7 +147,14 @@ def _finish(
         merged = folder.merged
         base = Path(recipe.model.path).expanduser()
         named = base if base.exists() else recipe.model.path
-        merge_adapter(result.trained, merged, named, overwrite=True, revision=recipe.model.revision)
+        merge_adapter(
+            result.trained,
+            merged,
+            named,
+            overwrite=True,
+            revision=recipe.model.revision,
+            max_shard_gb=recipe.output.max_shard_gb,
+        )
     data = [line.replace(str(folder.skipped_rows), folder.skipped_rows.name) for line in prepared.report.lines()]
     relative = {name: file.relative_to(folder.path) for name, file in plots.items()}
     trained = result.trained.relative_to(folder.path)

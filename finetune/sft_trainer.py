@@ -14,6 +14,7 @@ from seeklet.modeling.mtp import IGNORE_INDEX
 
 from .balance import RouterBiasCallback, moe_layer_indices
 from .collation import TokenCollator
+from .limits import MAX_SHARD_GB
 from .resumable_trainer import ResumableTrainer
 from .throughput import Throughput, memory_gib
 from .training_model import MtpLoss, find_seeklet
@@ -39,7 +40,7 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         *,
         mtp_loss: MtpLoss = "full",
         callbacks: Sequence[TrainerCallback] = (),
-        max_shard_gb: float = 5.0,
+        max_shard_gb: float = MAX_SHARD_GB,
     ):
         """Make a trainer of a model that `training_model.build_training_model` has made.
 

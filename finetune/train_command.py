@@ -45,9 +45,9 @@ def train(
 
         seeklet train recipes/sft_smollm2-135m_support_cpu.yaml --resume
     """
-    from .recipe import CommonRecipe, GrpoRecipe, Recipe, load_recipe
+    from .recipe import GrpoRecipe, Recipe, TrainingRecipe, load_recipe
 
-    loaded = load_recipe(recipe, overrides or (), CommonRecipe)
+    loaded = load_recipe(recipe, overrides or (), TrainingRecipe)
     if dry_run:
         from rich.console import Console
 

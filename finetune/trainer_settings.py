@@ -16,10 +16,10 @@ from transformers.training_args import OptimizerNames
 from trl import GRPOConfig, SFTConfig
 
 from .errors import RecipeError
-from .recipe import CommonRecipe, GrpoRecipe, Recipe
+from .recipe import GrpoRecipe, Recipe, TrainingRecipe
 
 Config = SFTConfig | GRPOConfig
-R = TypeVar("R", bound=CommonRecipe)
+R = TypeVar("R", bound=TrainingRecipe)
 
 # Set whatever the recipe says, which is refused where it names one of them (`recipe.trainer_fields.SET_BY_SEEKLET`).
 FIXED: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def make_grpo_config(recipe: GrpoRecipe, checkpoints: Path) -> GRPOConfig:
     return _make(GRPOConfig, recipe, checkpoints, reward_weights=[reward.weight for reward in recipe.rewards])
 
 
-def _make(config_class: Any, recipe: CommonRecipe, checkpoints: Path, **fields: Any) -> Any:
+def _make(config_class: Any, recipe: TrainingRecipe, checkpoints: Path, **fields: Any) -> Any:
     given = dict(recipe.trainer)
     _check(given)
     # Progress is ours.
@@ -118,7 +118,7 @@ def complete(recipe: R, config: Config) -> R:
     return replace(recipe, trainer=plain | {"report_to": plain["report_to"] or "none"} | dict(recipe.trainer))
 
 
-def default_settings(recipe: CommonRecipe) -> dict[str, Any]:
+def default_settings(recipe: TrainingRecipe) -> dict[str, Any]:
     """Return what the recipe's trainer section defaults to where TRL's own default would not do.
 
     TRL computes in bf16 and recomputes activations on CPU too, hides losses that are not numbers, and keeps every
@@ -156,7 +156,7 @@ def _saves_after_each_evaluation(given: Mapping[str, Any]) -> bool:
     return strategy == "epoch" or given.get("eval_steps") == given.get("save_steps", object())
 
 
-def check_validation(recipe: CommonRecipe, num_held_out: int) -> None:
+def check_validation(recipe: TrainingRecipe, num_held_out: int) -> None:
     """Check that there is something to evaluate on where the recipe asks for evaluations.
 
     Raises:

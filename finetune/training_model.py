@@ -17,14 +17,14 @@ from .errors import RecipeError
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
-from .recipe import CommonRecipe, ModelSettings, MoeSettings
+from .recipe import ModelSettings, MoeSettings, TrainingRecipe
 
 MtpLoss = Literal["off", "detached", "full"]
 # Settings of the recipe's moe section that are fields of the checkpoint's config, too.
 _CONFIG_FIELDS = ("mtp_loss_weight", "balance_loss_weight", "bias_update_speed")
 
 
-def build_training_model(recipe: CommonRecipe) -> PreTrainedModel | PeftModel:
+def build_training_model(recipe: TrainingRecipe) -> PreTrainedModel | PeftModel:
     """Return the recipe's model in training mode, on the CPU unless `model.device_map` places it.
 
     New adapter weights are drawn from PyTorch's generator: seed it first.
@@ -120,7 +120,7 @@ def _mtp_parameters(seeklet: SeekletForCausalLM) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 
-def describe(model: nn.Module, recipe: CommonRecipe) -> list[str]:
+def describe(model: nn.Module, recipe: TrainingRecipe) -> list[str]:
     """Return lines that say how much of the model is trained, and how."""
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -187,7 +187,7 @@ def check_tokens(model: nn.Module, settings: ModelSettings, rows: Dataset) -> No
         )
 
 
-def _check_fp16(model: nn.Module, recipe: CommonRecipe) -> None:
+def _check_fp16(model: nn.Module, recipe: TrainingRecipe) -> None:
     if recipe.trainer.get("fp16") and any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
         raise RecipeError(
             "trainer.fp16 scales gradients, which weights held in float16 cannot be; allowed: model.dtype float32, or "

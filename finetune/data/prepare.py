@@ -21,7 +21,7 @@ from .redact import redact_row
 from .rows import Row, Source
 from .scan import scan_row
 from .settings import DataSettings
-from .side_file import SideFile
+from .side_file import SideFile, side_file
 from .split import is_held_out
 from .template import ChatTemplate, choose_template
 from .token_columns import TokenColumns
@@ -49,7 +49,7 @@ class Prepared:
 def prepare(
     settings: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
-    side_file: Path | None = None,
+    left_out: Path | None = None,
     *,
     show_progress: bool = False,
     num_processes: int | None = None,
@@ -57,7 +57,7 @@ def prepare(
 ) -> Prepared:
     """Return the data of a recipe, read, checked, redacted, split, tokenised and packed as its settings say.
 
-    Rows left out by choice go to `side_file` (JSON lines) with the reason. `show_progress` puts a bar on a terminal.
+    Rows left out by choice go to `left_out` (JSON lines) with the reason. `show_progress` puts a bar on a terminal.
     With `held_out_only` no training row is tokenised, and the training set is empty. The same files and settings give
     the same data.
 
@@ -70,11 +70,11 @@ def prepare(
     tokenize = RowTokenizer(tokenizer, template, settings.max_tokens, truncate, settings.assistant_only)
     names = (*settings.train, *(settings.validation if isinstance(settings.validation, tuple) else ()))
     bar = reading_progress(size_in_bytes(names)) if show_progress else nullcontext(lambda _: None)
-    with SideFile(side_file) as skipped, bar as advance:
+    with side_file(left_out) as skipped, bar as advance:
         run = _Preparation(settings, tokenize, skipped, advance, num_processes, held_out_only)
         train, validation = run.gather()
     report = run.report
-    report.side_file = side_file if skipped.num_rows else None
+    report.side_file = left_out if skipped.num_rows else None
     if report.problems.count("error"):
         raise DataError(report.errors())
     if not held_out_only and not report.train.num_rows:
@@ -187,17 +187,17 @@ class _Preparation:
         key = fingerprint(row.messages)
         drop = self._settings.on_duplicate == "drop"
         if (first := self._validation_seen.get(key)) is not None:
-            self.report.leaked += drop
-            if not drop:
-                message = f"is in the validation data too: {first}; data.on_duplicate: drop leaves it out of training"
-                self._problem(Problem(row.source, "", message, "error", "leak"))
-            return drop
-        if (first := self._seen.setdefault(key, row.source)) is row.source:
+            hint = "" if drop else "; data.on_duplicate: drop leaves it out of training"
+            problem = Problem(row.source, "", f"is in the validation data too: {first}{hint}", "error", "leak")
+        elif (first := self._seen.setdefault(key, row.source)) is row.source:
             return False
-        self.report.duplicates += drop
-        if not drop:
+        else:
             severity: Severity = "error" if self._settings.on_duplicate == "error" else "warning"
-            self._problem(Problem(row.source, "", f"says the same as {first}", severity, "duplicate"))
+            problem = Problem(row.source, "", f"says the same as {first}", severity, "duplicate")
+        if drop:
+            self._skip(problem, row)
+        else:
+            self._problem(problem)
         return drop
 
     def _scanned(self, row: Row) -> Row:

@@ -20,9 +20,6 @@ class PrepareReport:
     # Rows left out, by kind of problem; the side file holds each with its reason.
     skipped: Counter[str] = field(default_factory=Counter)
     side_file: Path | None = None
-    # Rows left out because another says the same; training rows left out because a validation file has them.
-    duplicates: int = 0
-    leaked: int = 0
     # Rows cut off at data.max_tokens.
     truncated: int = 0
     # Secrets and personal data replaced, by kind.
@@ -58,7 +55,6 @@ class PrepareReport:
         warnings = {kind: number for severity, kind, number, _ in self.problems.kinds() if severity == "warning"}
         for what, numbers in (
             (f"left out{where}", self.skipped),
-            ("left out as repeated", {"duplicates": self.duplicates, "in the validation files": self.leaked}),
             ("replaced", self.redacted),
             ("cut off at data.max_tokens", {"conversations": self.truncated}),
             ("warnings", warnings),

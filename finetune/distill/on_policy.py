@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DistillationConfig
 
+from ..limits import MAX_SHARD_GB
 from ..training_model import MtpLoss
 from .on_policy_trainer import SeekletDistillationTrainer
 from .settings import OnPolicySettings
@@ -26,7 +27,7 @@ def make_on_policy_trainer(
     mtp_loss: MtpLoss = "detached",
     bias_update_speed: float = 0.0,
     callbacks: Sequence[TrainerCallback] = (),
-    max_shard_gb: float = 5.0,
+    max_shard_gb: float = MAX_SHARD_GB,
 ) -> SeekletDistillationTrainer:
     """Return the trainer that `settings` ask for; arguments are those of SeekletDistillationTrainer.
 

@@ -17,6 +17,7 @@ from seeklet.modeling.mtp import IGNORE_INDEX
 
 from ..balance import RouterBiasCallback, moe_layer_indices
 from ..errors import RecipeError, TrainingError
+from ..limits import MAX_SHARD_GB
 from ..losses import check_head
 from ..sampling_trainer import SamplingTrainer
 from ..throughput import memory_gib
@@ -54,7 +55,7 @@ class SeekletDistillationTrainer(SamplingTrainer, DistillationTrainer):
         bias_update_speed: float = 0.0,
         drafts: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
-        max_shard_gb: float = 5.0,
+        max_shard_gb: float = MAX_SHARD_GB,
     ):
         """Make a trainer.
 

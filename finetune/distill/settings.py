@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..errors import RecipeError
-from ..limits import ABOVE_ZERO, POSITIVE, SHARE
+from ..limits import ABOVE_ZERO, NOT_EMPTY, POSITIVE, SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,14 @@ class TopKSettings:
     """Rows in one file: what is lost at most when the teacher is interrupted."""
     batch_size: Annotated[int, POSITIVE] = 8
     """Rows that the teacher reads at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings(TopKSettings):
+    """What is kept, and where."""
+
+    dir: Annotated[str, NOT_EMPTY] | None = None
+    """A folder that may hold a part of it, or all, from an earlier run; null takes one in output.dir."""
 
 
 @dataclass(frozen=True, kw_only=True)

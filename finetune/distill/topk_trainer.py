@@ -17,6 +17,7 @@ from trl.models.utils import _ForwardRedirection
 from seeklet.modeling.mtp import IGNORE_INDEX, shift_left
 
 from ..errors import DataError
+from ..limits import MAX_SHARD_GB
 from ..sft_trainer import SeekletSFTTrainer
 from ..training_model import MtpLoss
 from .head_divergence import head_bucket_divergence
@@ -46,7 +47,7 @@ class SeekletTopKTrainer(SeekletSFTTrainer):
         settings: OfflineSettings,
         mtp_loss: MtpLoss = "full",
         callbacks: Sequence[TrainerCallback] = (),
-        max_shard_gb: float = 5.0,
+        max_shard_gb: float = MAX_SHARD_GB,
     ):
         """Make a trainer of a model that `training_model.build_training_model` has made.
 

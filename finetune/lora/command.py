@@ -25,6 +25,7 @@ def merge(
         typer.Option(help="What weights are written in; auto takes the base's, bfloat16 for one in fp8."),
     ] = "auto",
     fp8: Annotated[bool, typer.Option("--fp8", help="Write block-fp8 weights (DeepSeek-V3 checkpoints only).")] = False,
+    max_shard_gb: Annotated[float, typer.Option(help="Largest file of the weights, in gigabytes.", min=0.001)] = 5.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in --out.")] = False,
 ) -> None:
     """Merge an adapter into its model and save the whole.
@@ -39,7 +40,8 @@ def merge(
 
     from .merge import merge_adapter
 
-    merge_adapter(adapter, out, base, None if dtype == "auto" else getattr(torch, dtype), fp8, overwrite, revision)
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
+    merge_adapter(adapter, out, base, chosen, fp8, overwrite, revision, max_shard_gb)
     typer.echo(f"The merged model is in {out}")
 
 

@@ -16,6 +16,7 @@ from seeklet.modeling.atomic_directory import replaced_directory
 from seeklet.modeling.checkpoint_rewrite import rewrite_checkpoint
 
 from ..errors import AdapterError
+from ..limits import MAX_SHARD_GB
 from .deltas import changes
 from .files import load_adapter, read_config, read_router_biases, read_tensors
 
@@ -34,7 +35,6 @@ OTHER_FILES = ("chat_template.jinja", "generation_config.json")
 TOKENIZER_CODE = ("tokenization*.py", "tiktoken.model")
 WHOLE_MODEL = ("*.safetensors", "*.json", *TOKENIZER_FILES, *OTHER_FILES, *TOKENIZER_CODE)
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-MAX_SHARD_SIZE = "5GB"
 
 
 def merge_adapter(
@@ -45,6 +45,7 @@ def merge_adapter(
     fp8: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
+    max_shard_gb: float = MAX_SHARD_GB,
 ) -> None:
     """Write the base model of `adapter`, merged with it, to the directory `out`.
 
@@ -61,6 +62,7 @@ def merge_adapter(
         fp8: write block-fp8 weights; for a DeepSeek-V3 checkpoint only.
         overwrite: replace a model that is in `out`.
         revision: of `base`, where that is on the Hub; default: what the adapter says.
+        max_shard_gb: the largest file of the weights.
 
     Raises:
         AdapterError: the adapter does not fit its base, or `out` cannot be written to as asked.
@@ -79,6 +81,7 @@ def merge_adapter(
     streams = isinstance(base_config, SeekletConfig) and (source / CONFIG_NAME).is_file()
     if fp8 and not streams:
         raise AdapterError(f"fp8 is for DeepSeek-V3 checkpoints; {source} is a {base_config.model_type}")
+    max_shard_size = round(max_shard_gb * 10**9)
     with replaced_directory(out, lambda name: name.endswith(WEIGHTS), CONFIG_NAME) as staging:
         if streams:
             rewrite_checkpoint(
@@ -88,10 +91,10 @@ def merge_adapter(
                 _changes(adapter, base_config),
                 dtype=dtype,
                 block_fp8=fp8,
-                max_shard_size=MAX_SHARD_SIZE,
+                max_shard_size=max_shard_size,
             )
         else:
-            _merge_in_memory(adapter, source, staging, dtype)
+            _merge_in_memory(adapter, source, staging, dtype, max_shard_size)
         _copy_files(adapter, source, staging)
 
 
@@ -124,13 +127,13 @@ def _changes(adapter: Path, base: PreTrainedConfig) -> dict[str, Callable[[torch
     return made
 
 
-def _merge_in_memory(adapter: Path, source: Path, target: Path, dtype: torch.dtype | None) -> None:
+def _merge_in_memory(adapter: Path, source: Path, target: Path, dtype: torch.dtype | None, max_shard_size: int) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise AdapterError(f"{source}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     merged = load_adapter(model, adapter).merge_and_unload()
-    merged.save_pretrained(target, max_shard_size=MAX_SHARD_SIZE)
+    merged.save_pretrained(target, max_shard_size=max_shard_size)
 
 
 def _copy_files(adapter: Path, source: Path, target: Path) -> None:

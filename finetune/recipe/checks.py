@@ -3,47 +3,68 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .sections import ModelSettings, OutputSettings
+
 if TYPE_CHECKING:
-    from .load import CommonRecipe, GrpoRecipe, Recipe
+    from .stages import GrpoRecipe, Recipe, StageRecipe, TrainingRecipe
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # Begins the name of a data set that is not a file.
 HUB_DATA = "hub:"
 
 
-def find_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
+def find_contradictions(recipe: "StageRecipe") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, what is wrong) of everything that cannot be meant together."""
-    yield from _find_adapter_contradictions(recipe)
-    yield from _find_trainer_contradictions(recipe)
-    if recipe.moe.mtp_loss == "off" and recipe.moe.mtp_loss_weight:
-        yield "moe.mtp_loss_weight", "given, but moe.mtp_loss is off; leave one of them out"
+    if isinstance(recipe.output, OutputSettings):
+        yield from _find_training_contradictions(cast("TrainingRecipe", recipe))
+    if not getattr(recipe, "rewards", True):
+        yield "rewards", "is empty; at least one is needed"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.model.device_map and processes > 1:
         advice = (
             "start one (accelerate launch --num_processes 1), or set it to null and let them share the model (FSDP)"
         )
         yield "model.device_map", f"auto lays one process's model out over all GPUs, and here are {processes}; {advice}"
-    if recipe.stage == "sft":
-        yield from _find_sft_contradictions(cast("Recipe", recipe))
-    else:
-        yield from _find_grpo_contradictions(cast("GrpoRecipe", recipe))
     for key, names in _lists_of_names(recipe):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             yield key, f"{twice[0]} is there twice"
 
 
-def _lists_of_names(recipe: "CommonRecipe") -> list[tuple[str, tuple[str, ...]]]:
+def _find_training_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
+    yield from _find_adapter_contradictions(recipe)
+    yield from _find_trainer_contradictions(recipe)
+    if recipe.moe.mtp_loss == "off" and recipe.moe.mtp_loss_weight:
+        yield "moe.mtp_loss_weight", "given, but moe.mtp_loss is off; leave one of them out"
+    section = _section_with_files(recipe)
+    given = getattr(recipe, section)
+    if not given.validation and _evaluates(recipe):
+        yield "trainer.eval_strategy", f"nothing is held out to evaluate on; set {section}.validation"
+    if isinstance(given.validation, tuple) and (both := set(given.validation) & set(given.train)):
+        learnt = "so it would measure what was learnt by heart"
+        yield f"{section}.validation", f"{min(both)} is in {section}.train too, {learnt}"
     if recipe.stage == "sft":
-        sft = cast("Recipe", recipe)
-        return [("data.train", sft.data.train), ("evaluation.metrics", sft.evaluation.metrics)]
-    return [("prompts.train", cast("GrpoRecipe", recipe).prompts.train)]
+        yield from _find_sft_contradictions(cast("Recipe", recipe))
+    elif recipe.stage == "grpo":
+        yield from _find_grpo_contradictions(cast("GrpoRecipe", recipe))
 
 
-def _find_adapter_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
+def _section_with_files(recipe: "StageRecipe") -> str:
+    return "data" if hasattr(recipe, "data") else "prompts"
+
+
+def _lists_of_names(recipe: "StageRecipe") -> list[tuple[str, tuple[str, ...]]]:
+    section = _section_with_files(recipe)
+    lists = [(f"{section}.train", getattr(recipe, section).train)]
+    if recipe.stage == "sft":
+        lists.append(("evaluation.metrics", cast("Recipe", recipe).evaluation.metrics))
+    return lists
+
+
+def _find_adapter_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
     if recipe.adapter is not None:
         return
     if recipe.model.fp8 == "keep":
@@ -52,7 +73,7 @@ def _find_adapter_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, 
         yield "output.merge", "there is no adapter to merge; without one the whole model is saved anyway"
 
 
-def _find_trainer_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
+def _find_trainer_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
     trainer = recipe.trainer
     if trainer.get("bf16") and trainer.get("fp16"):
         yield "trainer.fp16", "bf16 is true too; choose one"
@@ -71,16 +92,12 @@ def _find_trainer_contradictions(recipe: "CommonRecipe") -> Iterator[tuple[str, 
             )
 
 
-def _evaluates(recipe: "CommonRecipe") -> bool:
+def _evaluates(recipe: "TrainingRecipe") -> bool:
     return recipe.trainer.get("eval_strategy", "no") != "no"
 
 
 def _find_sft_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
-    evaluation, held_out = recipe.evaluation, recipe.data.validation
-    if not held_out and _evaluates(recipe):
-        yield "trainer.eval_strategy", "nothing is held out to evaluate on; set data.validation"
-    if isinstance(held_out, tuple) and (both := set(held_out) & set(recipe.data.train)):
-        yield "data.validation", f"{min(both)} is in data.train too, so it would measure what was learnt by heart"
+    evaluation = recipe.evaluation
     if evaluation.patience is not None and not _evaluates(recipe):
         yield "evaluation.patience", "needs evaluations while training; set trainer.eval_strategy to steps or epoch"
     if evaluation.min_improvement and evaluation.patience is None:
@@ -90,30 +107,32 @@ def _find_sft_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
 
 
 def _find_grpo_contradictions(recipe: "GrpoRecipe") -> Iterator[tuple[str, str]]:
-    held_out = recipe.prompts.validation
-    if not held_out and _evaluates(recipe):
-        yield "trainer.eval_strategy", "nothing is held out to evaluate on; set prompts.validation"
-    if isinstance(held_out, tuple) and (both := set(held_out) & set(recipe.prompts.train)):
-        yield "prompts.validation", f"{min(both)} is in prompts.train too, so it would measure what was learnt by heart"
-    if not recipe.rewards:
-        yield "rewards", "is empty; at least one is needed"
     if recipe.trainer.get("use_vllm"):
         for name in ("use_mtp", "replay_routing"):
             if getattr(recipe.rollout, name):
                 yield f"rollout.{name}", "is of seeklet's own rollouts, and trainer.use_vllm leaves them to vLLM"
 
 
-def find_missing_files(recipe: "CommonRecipe") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, what is wrong) of files and folders that the recipe names; relative to the current folder."""
-    section = "data" if recipe.stage == "sft" else "prompts"
+def find_missing_files(recipe: "StageRecipe", to_come: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, what is wrong) of files and folders that the recipe names; relative to the current folder.
+
+    What is in `to_come` need not be there yet.
+    """
+    section = _section_with_files(recipe)
     given: Any = getattr(recipe, section)
     validation = given.validation if isinstance(given.validation, tuple) else ()
     for key, names in ((f"{section}.train", given.train), (f"{section}.validation", validation)):
         for name in names:
-            if not name.startswith(HUB_DATA) and (wrong := _say_unreadable(Path(name).expanduser())):
+            if (
+                not name.startswith(HUB_DATA)
+                and name not in to_come
+                and (wrong := _say_unreadable(Path(name).expanduser()))
+            ):
                 yield key, f"{name}: {wrong}"
-    if wrong := _say_no_model(recipe.model.path):
-        yield "model.path", f"{recipe.model.path}: {wrong}"
+    for key in ("model", "teacher"):
+        model: ModelSettings | None = getattr(recipe, key, None)
+        if model is not None and model.path not in to_come and (wrong := _say_no_model(model.path)):
+            yield f"{key}.path", f"{model.path}: {wrong}"
     if wrong := _say_no_output(recipe.output.dir, recipe.model.path):
         yield "output.dir", f"{recipe.output.dir}: {wrong}"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..limits import ABOVE_ZERO, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, Pattern
+from ..limits import ABOVE_ZERO, MAX_SHARD_GB, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, Pattern
 
 Text = Annotated[str, NOT_EMPTY]
 # A name of ours, or a function of the user's own: a dotted module, a colon, and what stands in it.
@@ -82,15 +82,21 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSettings:
-    """Where the run writes, and what it leaves there beside checkpoints, metrics and the model card draft."""
+class FolderSettings:
+    """Where the run writes."""
 
     dir: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(FolderSettings):
+    """Where the run writes, and what it leaves there beside checkpoints, metrics and the model card draft."""
+
     merge: bool = False
     """Whether the adapter is merged into the model, and the whole saved too, when training is done."""
     plots: bool = True
     """Whether PNG plots of loss, learning rate and expert load are drawn."""
-    max_shard_gb: Annotated[float, ABOVE_ZERO] = 5.0
+    max_shard_gb: Annotated[float, ABOVE_ZERO] = MAX_SHARD_GB
     """Largest file of a saved model, in gigabytes."""
 
 

@@ -14,7 +14,12 @@ from .messages import alternatives, is_mapping, say_unknown_key
 from .yaml_text import Setting
 
 # Import path of the config class whose fields a stage's `trainer:` section takes.
-CONFIG_CLASSES = {"sft": ("trl", "SFTConfig"), "grpo": ("trl", "GRPOConfig")}
+CONFIG_CLASSES = {
+    "sft": ("trl", "SFTConfig"),
+    "grpo": ("trl", "GRPOConfig"),
+    "distill": ("trl", "DistillationConfig"),
+    "distill-topk": ("trl", "SFTConfig"),
+}
 
 _HUB = "is not set while training: the result is published afterwards, when it has been looked at"
 _CHECKPOINTS = "is set by seeklet, whose checkpoints resume bit by bit"

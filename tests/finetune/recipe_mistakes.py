@@ -150,7 +150,11 @@ EDITS = {
         "dtype: float23",
         'r.yaml:5: model.dtype: expected one of auto, float32, bfloat16, float16, got "float23"; nearest: float32',
     ),
-    "wrong stage": ("stage: sft", "stage: stf", 'r.yaml:2: stage: expected one of sft, grpo, got "stf"; nearest: sft'),
+    "wrong stage": (
+        "stage: sft",
+        "stage: stf",
+        'r.yaml:2: stage: expected one of sft, grpo, distill, distill-topk, got "stf"; nearest: sft',
+    ),
     "wrong choice of TRL": (
         "eval_strategy: steps",
         "eval_strategy: step",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from seeklet.finetune import grpo, grpo_trainer
 from seeklet.finetune.dry_run import show_grpo_dry_run
 from seeklet.finetune.errors import DataError, RecipeError, TrainingError
-from seeklet.finetune.recipe import CommonRecipe, GrpoRecipe, load_recipe
+from seeklet.finetune.recipe import GrpoRecipe, TrainingRecipe, load_recipe
 from tests.finetune.nano_checkpoints import build_checkpoint
 from tests.finetune.sft_runs import KillAt, start_process
 from tests.modeling.tensors import assert_same
@@ -155,7 +155,7 @@ def test_vllm_has_rollouts_of_its_own(tmp_path: Path) -> None:
 
 def test_a_recipe_of_another_stage_is_told(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    assert isinstance(load_recipe(path, (), CommonRecipe), GrpoRecipe)
+    assert isinstance(load_recipe(path, (), TrainingRecipe), GrpoRecipe)
     with pytest.raises(RecipeError, match='stage: expected sft, got "grpo"'):
         load_recipe(path)
 

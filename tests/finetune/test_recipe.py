@@ -12,13 +12,13 @@ from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.prompts.settings import PromptSettings
 from seeklet.finetune.recipe import (
-    CommonRecipe,
     EvaluationSettings,
     ModelSettings,
     MoeSettings,
     OutputSettings,
     Recipe,
     RolloutSettings,
+    TrainingRecipe,
     as_yaml,
     load_recipe,
 )
@@ -131,7 +131,7 @@ def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    recipe = load_recipe(file, (), CommonRecipe)
+    recipe = load_recipe(file, (), TrainingRecipe)
     stage, model, data, hardware = file.stem.split("_")
     assert stage == recipe.stage
     assert model.lower() in recipe.model.path.lower()

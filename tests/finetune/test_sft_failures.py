@@ -56,6 +56,10 @@ def fill_disk_wholly(_: Any) -> None:
     fill_disk(None, largest_file=1)
 
 
+def fill_memory(_: Any) -> None:
+    torch.empty(2**50)
+
+
 def train_with(recipe: Path, callback: At, said: Path) -> None:
     """Train in this process with one more callback, and write what was raised."""
     trainer_class: Any = sft.SeekletSFTTrainer
@@ -125,6 +129,14 @@ def test_a_full_disk_under_the_metrics(tmp_path: Path) -> None:
     assert (
         said == f"{tmp_path / 'run'}: File too large. the last good checkpoint is {last}; --resume goes on from there"
     )
+    assert checkpoint_is_good(tmp_path, 2)
+
+
+def test_a_full_memory(tmp_path: Path) -> None:
+    said = train_until_it_fails(tmp_path, 3, fill_memory)
+    last = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    assert said.startswith("this machine's memory is full; lower trainer.per_device_train_batch_size")
+    assert said.endswith(f"the last good checkpoint is {last}; --resume goes on from there")
     assert checkpoint_is_good(tmp_path, 2)
 
 

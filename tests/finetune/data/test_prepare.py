@@ -146,15 +146,27 @@ def test_long_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     assert "cut off at data.max_tokens: conversations 1" in cut.report.lines()
 
 
+def _left_out(side: Path) -> list[tuple[int, str, str, str]]:
+    """Line, kind, message and first turn of each row in a side file that was left out for one reason."""
+    rows = [json.loads(line) for line in side.read_text(encoding="utf-8").splitlines()]
+    return [
+        (row["line"], reason["kind"], reason["message"], row["row"]["messages"][0]["content"])
+        for row in rows
+        for reason in row["reasons"]
+    ]
+
+
 def test_duplicates(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", *many(3), chat("QUESTION  1 ", "answer 1"), chat("question 1", "another answer"))
     warned = prepare(DataSettings((file,), validation=0.0), tokenizer)
     assert len(warned.train) == 5
     assert [(kind, number) for _, kind, number, _ in warned.report.problems.kinds()] == [("duplicate", 1)]
-    dropped = prepare(DataSettings((file,), validation=0.0, on_duplicate="drop"), tokenizer)
+    side = tmp_path / "left_out.jsonl"
+    dropped = prepare(DataSettings((file,), validation=0.0, on_duplicate="drop"), tokenizer, side)
     expected = [("question 0", "answer 0"), ("question 1", "answer 1"), ("question 2", "answer 2")]
     assert texts(dropped, tokenizer) == [text(*one) for one in [*expected, ("question 1", "another answer")]]
-    assert dropped.report.duplicates == 1 and "left out as repeated: duplicates 1" in dropped.report.lines()
+    assert f"left out, in {side}: duplicate 1" in dropped.report.lines()
+    assert _left_out(side) == [(4, "duplicate", f"says the same as {file}:2", "QUESTION  1 ")]
     with pytest.raises(DataError, match=r"a\.jsonl:4: says the same as .*a\.jsonl:2"):
         prepare(DataSettings((file,), validation=0.0, on_duplicate="error"), tokenizer)
 
@@ -163,10 +175,15 @@ def test_training_rows_that_are_held_out_too(tokenizer: PreTrainedTokenizerBase,
     train, validation = write(tmp_path / "a.jsonl", *many(5)), write(tmp_path / "b.jsonl", *many(2, start=3))
     with pytest.raises(DataError, match=r"a\.jsonl:4: is in the validation data too: .*b\.jsonl:1; data\.on_duplicate"):
         prepare(DataSettings((train,), validation=(validation,)), tokenizer)
-    prepared = prepare(DataSettings((train,), validation=(validation,), on_duplicate="drop"), tokenizer)
+    side = tmp_path / "left_out.jsonl"
+    prepared = prepare(DataSettings((train,), validation=(validation,), on_duplicate="drop"), tokenizer, side)
     assert texts(prepared, tokenizer) == [text(f"question {i}", f"answer {i}") for i in range(3)]
     assert texts(prepared, tokenizer, "validation") == [text(f"question {i}", f"answer {i}") for i in (3, 4)]
-    assert "left out as repeated: in the validation files 2" in prepared.report.lines()
+    assert f"left out, in {side}: leak 2" in prepared.report.lines()
+    assert _left_out(side) == [
+        (line, "leak", f"is in the validation data too: {validation}:{line - 3}", f"question {line - 1}")
+        for line in (4, 5)
+    ]
 
 
 def test_secrets(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
