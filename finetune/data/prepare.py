@@ -146,7 +146,7 @@ class _Preparation:
             if isinstance(item, Problem):
                 self._read_problem(item)
             elif not self._is_repeated(item):
-                yield self._scanned(item)
+                yield self._scanned(item if self._settings.reasoning == "keep" else _without_reasoning(item))
 
     def _token_rows(self, rows: Iterator[Row]) -> Iterator[TokenRow]:
         for made in tokenize_rows(rows, self._tokenize, self._num_processes):
@@ -212,3 +212,10 @@ class _Preparation:
                 field = self._names.of(row, name)
                 self._problem(Problem(row.source, field, str(finding), severity, finding.kind))
         return row
+
+
+def _without_reasoning(row: Row) -> Row:
+    messages = [
+        {key: value for key, value in message.items() if key != "reasoning_content"} for message in row.messages
+    ]
+    return row._replace(messages=messages)

@@ -31,6 +31,8 @@ class DataSettings:
     # A template shipped with seeklet by name, or a path to a .jinja file; None takes the tokenizer's own.
     chat_template: str | None = None
     max_tokens: int = 2048
+    # Whether answers keep their reasoning_content; drop trains on what stands behind it alone.
+    reasoning: Literal["keep", "drop"] = "keep"
     on_long: Literal["error", "skip", "truncate"] = "error"
     on_bad_row: Literal["error", "skip"] = "error"
     on_duplicate: Literal["warn", "drop", "error"] = "warn"

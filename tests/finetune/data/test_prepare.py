@@ -156,6 +156,15 @@ def _left_out(side: Path) -> list[tuple[int, str, str, str]]:
     ]
 
 
+def test_reasoning_can_be_left_out(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
+    file = write(tmp_path / "a.jsonl", json.dumps({"messages": [{"role": "user", "content": "sum"}, said]}))
+    for choice, kept in (("keep", True), ("drop", False)):
+        settings = DataSettings((file,), validation=0.0, reasoning=choice, chat_template="deepseek-r1")
+        [written] = texts(prepare(settings, tokenizer), tokenizer)
+        assert ("two and two" in written) == kept and written.endswith(f"four{END}")
+
+
 def test_duplicates(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", *many(3), chat("QUESTION  1 ", "answer 1"), chat("question 1", "another answer"))
     warned = prepare(DataSettings((file,), validation=0.0), tokenizer)
