@@ -16,7 +16,20 @@ from .recipe import TrainingRecipe, as_yaml
 # Of the trainer's settings, those that may change when a run goes on: they change no weight.
 FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
 # Sections by which a run that goes on would become another run.
-FIXED_SECTIONS = ("stage", "model", "data", "prompts", "rewards", "rollout", "adapter", "moe", "trainer")
+FIXED_SECTIONS = (
+    "stage",
+    "model",
+    "teacher",
+    "data",
+    "prompts",
+    "rewards",
+    "rollout",
+    "cache",
+    "distillation",
+    "adapter",
+    "moe",
+    "trainer",
+)
 # What may lie in the folder before a run begins: an evaluation of the model as it was, and the rows that were left out
 # by one that ended before its first step.
 _HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png", "skipped_rows.jsonl")
@@ -67,6 +80,11 @@ class RunFolder:
     def card(self) -> Path:
         """The draft of the model card."""
         return self.path / "README.md"
+
+    @property
+    def teacher_topk(self) -> Path:
+        """The cache of a teacher's most likely tokens, where the recipe names no other place."""
+        return self.path / "teacher_topk"
 
     def trained(self, is_adapter: bool) -> Path:
         """Return where the result of training goes."""

@@ -13,20 +13,18 @@ from torch import nn
 from transformers import SchedulerType, Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
-from trl import GRPOConfig, SFTConfig
+from trl import DistillationConfig, GRPOConfig, SFTConfig
 
 from .errors import RecipeError
-from .recipe import GrpoRecipe, Recipe, TrainingRecipe
+from .recipe import DistillRecipe, GrpoRecipe, Recipe, TopKRecipe, TrainingRecipe
 
-Config = SFTConfig | GRPOConfig
+Config = SFTConfig | GRPOConfig | DistillationConfig
 R = TypeVar("R", bound=TrainingRecipe)
 
+# The data comes tokenised, masked, cut and packed.
+_PREPARED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "label_names": ["labels"]}
 # Set whatever the recipe says, which is refused where it names one of them (`recipe.trainer_fields.SET_BY_SEEKLET`).
-FIXED: dict[str, dict[str, Any]] = {
-    # The data comes tokenised, masked, cut and packed.
-    "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "label_names": ["labels"]},
-    "grpo": {},
-}
+FIXED: dict[str, dict[str, Any]] = {"sft": _PREPARED, "distill-topk": _PREPARED, "grpo": {}, "distill": {}}
 # Optimizers that take the model apart themselves, and whose state is not, or not only, in the optimizer.
 BESIDE_CHECKPOINTS = ("galore", "apollo", "lomo", "adalomo")
 # What decides the result, or how the run goes: shown and recorded also where the recipe leaves it to TRL.
@@ -60,23 +58,22 @@ DECISIVE = (
     "logging_steps",
     "report_to",
 )
-DECISIVE_IN_GRPO = (
-    "num_generations",
-    "max_completion_length",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "beta",
-    "epsilon",
-    "epsilon_high",
-    "loss_type",
-    "scale_rewards",
-    "importance_sampling_level",
-    "num_iterations",
-    "mask_truncated_completions",
-    "use_vllm",
-)
+_DECISIVE_IN_SAMPLING = ("max_completion_length", "temperature", "top_p", "top_k", "min_p", "beta", "use_vllm")
+# The same of a stage alone.
+DECISIVE_IN: dict[str, tuple[str, ...]] = {
+    "grpo": (
+        *_DECISIVE_IN_SAMPLING,
+        "num_generations",
+        "epsilon",
+        "epsilon_high",
+        "loss_type",
+        "scale_rewards",
+        "importance_sampling_level",
+        "num_iterations",
+        "mask_truncated_completions",
+    ),
+    "distill": (*_DECISIVE_IN_SAMPLING, "disable_dropout", "shuffle_dataset"),
+}
 # How many checkpoints stay where the recipe does not say: the last one and the one before it or the best.
 SAVE_TOTAL_LIMIT = 2
 
@@ -95,6 +92,16 @@ def make_grpo_config(recipe: GrpoRecipe, checkpoints: Path) -> GRPOConfig:
     return _make(GRPOConfig, recipe, checkpoints, reward_weights=[reward.weight for reward in recipe.rewards])
 
 
+def make_distill_config(recipe: DistillRecipe, checkpoints: Path) -> DistillationConfig:
+    """Return the same for on-policy distillation."""
+    return _make(DistillationConfig, recipe, checkpoints)
+
+
+def make_topk_config(recipe: TopKRecipe, checkpoints: Path) -> SFTConfig:
+    """Return the same for distillation from a teacher's tokens on disk."""
+    return _make(SFTConfig, recipe, checkpoints)
+
+
 def _make(config_class: Any, recipe: TrainingRecipe, checkpoints: Path, **fields: Any) -> Any:
     given = dict(recipe.trainer)
     _check(given)
@@ -111,7 +118,7 @@ def _make(config_class: Any, recipe: TrainingRecipe, checkpoints: Path, **fields
 
 def complete(recipe: R, config: Config) -> R:
     """Return the recipe with all that is decisive in its trainer section, as its config has settled it."""
-    names = DECISIVE + (DECISIVE_IN_GRPO if recipe.stage == "grpo" else ())
+    names = DECISIVE + DECISIVE_IN.get(recipe.stage, ())
     settled = {name: getattr(config, name) for name in names}
     # As a recipe writes it: the value of an Enum, and one name for no reporters.
     plain = {name: value.value if isinstance(value, Enum) else value for name, value in settled.items()}
@@ -162,7 +169,7 @@ def check_validation(recipe: TrainingRecipe, num_held_out: int) -> None:
     Raises:
         RecipeError: there is not.
     """
-    strategy, section = recipe.trainer.get("eval_strategy", "no"), "data" if recipe.stage == "sft" else "prompts"
+    strategy, section = recipe.trainer.get("eval_strategy", "no"), "data" if hasattr(recipe, "data") else "prompts"
     if strategy != "no" and not num_held_out:
         raise RecipeError(
             f"trainer.eval_strategy is {strategy}, but nothing was held out; set {section}.validation to files or to a "

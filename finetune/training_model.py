@@ -20,6 +20,8 @@ from .losses import use_head_loss
 from .recipe import ModelSettings, MoeSettings, TrainingRecipe
 
 MtpLoss = Literal["off", "detached", "full"]
+# Stages whose texts are given: they have labels, and multi-token prediction learns from them as the model does.
+ON_TEXTS = ("sft", "distill-topk")
 # Settings of the recipe's moe section that are fields of the checkpoint's config, too.
 _CONFIG_FIELDS = ("mtp_loss_weight", "balance_loss_weight", "bias_update_speed")
 
@@ -34,7 +36,7 @@ def build_training_model(recipe: TrainingRecipe) -> PreTrainedModel | PeftModel:
         CheckpointError: its files are damaged.
     """
     model = load_for_training(recipe.model)
-    if recipe.stage == "sft":
+    if recipe.stage in ON_TEXTS:
         model = use_head_loss(model)
     set_losses(model, recipe.moe)
     trained: PreTrainedModel | PeftModel = model
@@ -102,15 +104,15 @@ def set_losses(model: PreTrainedModel, settings: MoeSettings) -> None:
 def mtp_mode(model: nn.Module, settings: MoeSettings, stage: str) -> MtpLoss:
     """Return how multi-token prediction is trained: as `settings` say, or "off" where there is none to train.
 
-    Where they say nothing: in full, in reinforcement learning detached, and there not at all where the modules are
-    frozen.
+    Where they say nothing: in full on texts, detached on the model's own samples, and there not at all where the
+    modules are frozen.
     """
     seeklet = find_seeklet(model)
     if seeklet is None or not seeklet.config.num_nextn_predict_layers or not seeklet.config.mtp_loss_weight:
         return "off"
     if settings.mtp_loss is not None:
         return settings.mtp_loss
-    if stage == "sft":
+    if stage in ON_TEXTS:
         return "full"
     return "detached" if any(parameter.requires_grad for parameter in _mtp_parameters(seeklet)) else "off"
 

@@ -75,17 +75,30 @@ SET_BY_SEEKLET = {
     "hub_revision": _HUB,
 }
 
-# What is different in stage grpo; None: a field like any other.
-_SET_BY_SEEKLET_IN_GRPO: dict[str, str | None] = {
-    "loss_type": None,
-    "reward_weights": "belongs to rewards: the weight of each",
-    "use_transformers_paged": "is set by seeklet, whose rollouts are its own; trainer.use_vllm leaves them to vLLM",
-    "use_transformers_continuous_batching": "is set by seeklet, whose rollouts are its own",
-    "transformers_continuous_batching_config": "is set by seeklet, whose rollouts are its own",
+# What is different where the model learns from its own samples.
+_SAMPLED: dict[str, str | None] = {
     "cache_implementation": "is set by seeklet, whose rollouts are its own",
     "generation_kwargs": "is set by seeklet; trainer has temperature, top_p, top_k, min_p and max_completion_length",
-    "log_completions_hub_repo": _HUB,
     "max_tool_calling_iterations": "is not there yet: rollouts call no tools",
+}
+# What is different in a stage; None: a field like any other.
+SET_BY_SEEKLET_IN: dict[str, dict[str, str | None]] = {
+    "grpo": {
+        **_SAMPLED,
+        "loss_type": None,
+        "reward_weights": "belongs to rewards: the weight of each",
+        "use_transformers_paged": "is set by seeklet, whose rollouts are its own; trainer.use_vllm leaves them to vLLM",
+        "use_transformers_continuous_batching": "is set by seeklet, whose rollouts are its own",
+        "transformers_continuous_batching_config": "is set by seeklet, whose rollouts are its own",
+        "log_completions_hub_repo": _HUB,
+    },
+    "distill": {
+        **_SAMPLED,
+        "teacher_model_name_or_path": "belongs to teacher.path",
+        "teacher_model_revision": "belongs to teacher.revision",
+        "teacher_model_init_kwargs": "belongs to the keys of teacher",
+        "repetition_penalty": "is 1: samples have to be the student's own",
+    },
 }
 
 # What became of keys that TRL, transformers, PEFT or other tools know, or once knew.
@@ -162,11 +175,27 @@ class Narrowed(TypedDict, total=False):
     data_seed: Annotated[int, _SEED] | None
 
 
+class NarrowedInDistillation(TypedDict, total=False):
+    """The same of DistillationConfig alone: other configs mean other things by these names."""
+
+    beta: Annotated[float, SHARE]
+    # Both logits are divided by it.
+    temperature: Annotated[float, ABOVE_ZERO]
+    top_p: Annotated[float, Range(above=0, most=1)]
+    top_k: Annotated[int, Range(least=0, most=2**31 - 1)]
+    min_p: Annotated[float, SHARE] | None
+    max_completion_length: Annotated[int, _COUNT]
+    vllm_mode: Literal["colocate", "server"]
+
+
+_NARROWED_IN: dict[str, type] = {"distill": NarrowedInDistillation}
+
+
 def set_by_seeklet(stage: str | None) -> dict[str, str]:
     """Return what to say of the fields of a stage's config class that seeklet sets by itself."""
     if stage is None:
         return SET_BY_SEEKLET
-    changes = _SET_BY_SEEKLET_IN_GRPO if stage == "grpo" else {}
+    changes = SET_BY_SEEKLET_IN.get(stage, {})
     there = list_trainer_fields(stage)
     return {name: said for name, said in (SET_BY_SEEKLET | changes).items() if said is not None and name in there}
 
@@ -196,6 +225,8 @@ def list_trainer_fields(stage: str) -> dict[str, Any]:
     config_class = getattr(importlib.import_module(module), name)
     hints = get_type_hints(config_class)
     narrowed = get_type_hints(Narrowed, include_extras=True)
+    if stage in _NARROWED_IN:
+        narrowed |= get_type_hints(_NARROWED_IN[stage], include_extras=True)
     return {
         field.name: narrowed.get(field.name) or _list_choices(field, hints[field.name])
         for field in dataclasses.fields(config_class)

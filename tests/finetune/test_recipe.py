@@ -23,8 +23,8 @@ from seeklet.finetune.recipe import (
     load_recipe,
 )
 from seeklet.finetune.recipe.trainer_fields import (
-    _SET_BY_SEEKLET_IN_GRPO,
     SET_BY_SEEKLET,
+    SET_BY_SEEKLET_IN,
     list_trainer_fields,
     set_by_seeklet,
 )
@@ -125,7 +125,10 @@ def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
     assert set_by_seeklet("sft") == SET_BY_SEEKLET
     said = set_by_seeklet("grpo")
     assert "loss_type" not in said and "packing" not in said and said["reward_weights"].startswith("belongs to rewards")
-    assert all(text is None or name in list_trainer_fields("grpo") for name, text in _SET_BY_SEEKLET_IN_GRPO.items())
+    assert set_by_seeklet("distill-topk") == SET_BY_SEEKLET
+    assert set_by_seeklet("distill")["teacher_model_name_or_path"] == "belongs to teacher.path"
+    for stage, changes in SET_BY_SEEKLET_IN.items():
+        assert set(changes) <= set(list_trainer_fields(stage))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
