@@ -1,23 +1,37 @@
 """A draft of the model card of what a run trained: what is known of it, and nothing of the machine it ran on."""
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from .card_results import describe_results
 from .metrics import Entry
 from .published import is_local, public_name, without_folders
-from .recipe import Recipe, as_yaml
+from .recipe import ModelSettings, TrainingRecipe, as_yaml
 from .recipe.yaml_text import write_yaml
 
 PACKAGES = ("seeklet", "transformers", "trl", "peft", "accelerate", "torch", "datasets")
+# What a model trained in each stage is found by.
+TAGS = {
+    "sft": ("sft",),
+    "grpo": ("grpo", "reinforcement-learning"),
+    "distill": ("distillation", "on-policy-distillation"),
+    "distill-topk": ("distillation",),
+}
 CAPTIONS = {
     "loss": "Loss while training and on held-out conversations",
+    "held_out": "Loss on held-out conversations",
+    "reward": "Mean reward of the samples",
+    "divergence": "Divergence from the teacher",
+    "length": "Length of the samples",
+    "exploration": "Entropy, and groups whose samples all have the same reward",
+    "entropy": "Entropy of the student",
     "mtp_loss": "Loss of multi-token prediction",
     "expert_load": "Load of the fullest expert of each layer",
     "learning_rate": "Learning rate and gradient norm",
@@ -39,7 +53,7 @@ class RunFacts:
         is_seeklet: whether the model is of the DeepSeek-V3 architecture.
     """
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     entries: Sequence[Entry]
     data: Sequence[str]
     model: Sequence[str]
@@ -57,7 +71,7 @@ def make_card(facts: RunFacts) -> ModelCard:
         base_model=base,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["seeklet", "sft", "trl", *(["lora"] if is_adapter else [])],
+        tags=["seeklet", *TAGS[recipe.stage], "trl", *(["lora"] if is_adapter else [])],
     )
     name = Path(recipe.output.dir).name
     parts = [
@@ -65,7 +79,7 @@ def make_card(facts: RunFacts) -> ModelCard:
         f"# {name}",
         "<!-- A draft. Say here what the model is for, who may use it, and where it fails. -->",
         f"{'A LoRA adapter for' if is_adapter else 'Fine-tuned from'} {base or f'`{Path(recipe.model.path).name}`'}.",
-        "## Results\n\n" + _results(facts.entries),
+        "## Results\n\n" + describe_results(recipe.stage, facts.entries),
         *([_figures(facts.plots)] if facts.plots else []),
         "## Use\n\n" + _usage(facts, base),
         "## Data\n\n" + _items([*_sources(recipe), *facts.data]),
@@ -76,7 +90,7 @@ def make_card(facts: RunFacts) -> ModelCard:
     return ModelCard("\n\n".join(parts) + "\n")
 
 
-def published_recipe(recipe: Recipe) -> str:
+def published_recipe(recipe: TrainingRecipe) -> str:
     """Return the whole recipe as YAML, each path on this machine cut down to its last part."""
     return write_yaml(without_folders(yaml.safe_load(as_yaml(recipe))))
 
@@ -90,25 +104,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found | {"Python": platform.python_version()}
-
-
-def _results(entries: Sequence[Entry]) -> str:
-    held_out = [(entry["step"], entry["eval_loss"]) for entry in entries if entry.get("eval_loss") is not None]
-    training = [(entry["step"], entry.get("lm_loss", entry["loss"])) for entry in entries if entry.get("loss")]
-    rows = []
-    if held_out:
-        (first, before), (best, least) = held_out[0], min(held_out, key=lambda pair: pair[1])
-        rows.append(("held-out, first", first, before))
-        rows.append(("held-out, best", best, least))
-    if training:
-        rows.append(("training, last", *training[-1]))
-    table = ["| loss | step | nats per token | perplexity |", "|---|---:|---:|---:|"]
-    table += [f"| {name} | {step:,} | {loss:.4f} | {_perplexity(loss)} |" for name, step, loss in rows]
-    return "\n".join(table)
-
-
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.2f}" if loss < 20 else "over 10^8"
 
 
 def _figures(plots: Mapping[str, Path]) -> str:
@@ -137,10 +132,19 @@ def _usage(facts: RunFacts, base: str | None) -> str:
     return "\n".join([*lines, "```"])
 
 
-def _sources(recipe: Recipe) -> list[str]:
-    held_out = recipe.data.validation
+def _sources(recipe: TrainingRecipe) -> list[str]:
+    given: Any = recipe.data if hasattr(recipe, "data") else recipe.prompts  # pyright: ignore
+    names = [*map(public_name, given.train), *(f"reasoning-gym's {name}" for name in getattr(given, "gym", ()))]
+    held_out = given.validation
     where = f"{held_out:.0%} of it" if not isinstance(held_out, tuple) else ", ".join(map(public_name, held_out))
-    return [f"trained on: {', '.join(map(public_name, recipe.data.train))}; held out: {where}"]
+    lines = [f"trained on: {', '.join(names)}; held out: {where or 'nothing'}"]
+    if rewards := getattr(recipe, "rewards", ()):
+        named = (f"{reward.name or reward.kind} (weight {reward.weight:g})" for reward in rewards)
+        lines.append(f"rewards: {', '.join(named)}")
+    teacher: ModelSettings | None = getattr(recipe, "teacher", None)
+    if teacher is not None:
+        lines.append(f"teacher: {public_name(teacher.path)}")
+    return lines
 
 
 def _training(entries: Sequence[Entry]) -> list[str]:

@@ -9,9 +9,10 @@ from rich.console import Console
 from transformers import set_seed
 
 from .evaluation.models import load_tokenizer
+from .finish import Finished, finish
 from .grpo_plots import draw_grpo_plots
 from .grpo_trainer import SeekletGRPOTrainer
-from .metrics import MetricsFile, read_metrics
+from .metrics import MetricsFile
 from .progress import training_progress
 from .prompts.prepare import as_dataset, as_text, prepare_prompts, set_template, with_columns
 from .reasoning import opens_reasoning
@@ -25,12 +26,23 @@ from .training_model import build_training_model, mtp_mode
 
 @dataclass(frozen=True)
 class GrpoResult:
-    """What a run has left: its folder, the adapter or the model, optimiser steps, and the mean reward of the last."""
+    """What a run has left.
+
+    Attributes:
+        folder: the run's.
+        trained: the adapter or the model.
+        merged: the adapter merged into its model, where that was asked for.
+        steps: optimiser steps that were done, those of earlier parts of the run included.
+        reward: the mean of the last.
+        plots: the figures by name.
+    """
 
     folder: Path
     trained: Path
+    merged: Path | None
     steps: int
     reward: float
+    plots: dict[str, Path]
 
 
 def train(recipe: GrpoRecipe, *, resume: bool = False, console: Console | None = None) -> GrpoResult:
@@ -42,6 +54,7 @@ def train(recipe: GrpoRecipe, *, resume: bool = False, console: Console | None =
     Raises:
         RecipeError: the recipe cannot be carried out, or the folder is taken, or holds nothing to go on with.
         DataError: the prompts cannot be used.
+        AdapterError: the adapter cannot be saved, loaded or merged.
         CheckpointError: the model's files are damaged.
         TrainingError: training had to stop; says why, and where it can go on from.
         KeyboardInterrupt: after saying where the run can go on from.
@@ -57,7 +70,8 @@ def _train(run: Run[GrpoRecipe]) -> GrpoResult:
     set_template(tokenizer, recipe.prompts)
     train, validation = prepare_prompts(recipe.prompts, tokenizer)
     check_validation(recipe, len(validation))
-    run.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
+    counts = f"{len(train):,} prompts to train on, {len(validation):,} held out"
+    run.say(counts)
     rewards = RewardSet(
         recipe.rewards,
         on_error=recipe.rollout.on_error,
@@ -67,7 +81,7 @@ def _train(run: Run[GrpoRecipe]) -> GrpoResult:
     )
     set_seed(run.config.seed)
     model = build_training_model(recipe)
-    run.show(model)
+    description = run.show(model)
     run.begin()
     with training_progress(run.console) as progress, without_bars():
         trainer = SeekletGRPOTrainer(
@@ -89,9 +103,9 @@ def _train(run: Run[GrpoRecipe]) -> GrpoResult:
     trainer.save_trained(trained)
     entries = trainer.state.log_history
     reward = next((entry["reward"] for entry in reversed(entries) if "reward" in entry), float("nan"))
+    finished = Finished()
     if run.is_main:
-        if recipe.output.plots:
-            draw_grpo_plots(read_metrics(folder.metrics), folder.plots)
+        finished = finish(run, model, trained, draw_grpo_plots, [counts], description)
         run.say(f"Done: {trainer.state.global_step:,} steps, mean reward {reward:.3f}. {trained}")
     wait_for_everyone()
-    return GrpoResult(folder.path, trained, trainer.state.global_step, reward)
+    return GrpoResult(folder.path, trained, finished.merged, trainer.state.global_step, reward, finished.plots)

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .atomic_files import replaced_file
-from .figures import COLOURS, DPI, new_figure
 from .metrics import Entry
-from .plots import curve, draw_expert_load, finish, load_layers, series
+from .plots import draw_expert_load, draw_lines, load_layers, save_figures
 
 
 def draw_grpo_plots(entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
@@ -18,8 +16,8 @@ def draw_grpo_plots(entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
         return {}
     figures = {
         "reward": draw_rewards(training),
-        "length": _draw(training, "Length of completions", "tokens", {"completions/mean_length": "mean"}),
-        "exploration": _draw(
+        "length": draw_lines(training, "Length of completions", "tokens", {"completions/mean_length": "mean"}),
+        "exploration": draw_lines(
             training,
             "What is left to explore",
             "nats per token; share of groups",
@@ -28,13 +26,7 @@ def draw_grpo_plots(entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
     }
     if load_layers(training):
         figures["expert_load"] = draw_expert_load(training)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, figure in figures.items():
-        files[name] = folder / f"{name}.png"
-        with replaced_file(files[name]) as beside:
-            figure.savefig(beside, dpi=DPI)
-    return files
+    return save_figures(figures, folder)
 
 
 def draw_rewards(training: Sequence[Entry]) -> Figure:
@@ -42,16 +34,4 @@ def draw_rewards(training: Sequence[Entry]) -> Figure:
     names = sorted({key for entry in training for key in entry if key.startswith("rewards/") and key.endswith("/mean")})
     means = {name: name.removeprefix("rewards/").removesuffix("/mean") for name in names}
     lines = {"reward": "weighted sum", **means} if len(means) > 1 else {"reward": next(iter(means.values()), "reward")}
-    return _draw(training, "Mean reward of the samples", "reward", lines)
-
-
-def _draw(training: Sequence[Entry], title: str, unit: str, lines: dict[str, str]) -> Figure:
-    figure, axes = new_figure(title, unit)
-    window = 1
-    for (key, label), colour in zip(lines.items(), COLOURS, strict=False):
-        steps, values = series([(entry["step"], entry.get(key)) for entry in training])
-        if values:
-            window = curve(axes, steps, values, colour, label)
-    finish(axes, training, window)
-    axes.set_ylim(min(0, axes.get_ylim()[0]), None)
-    return figure
+    return draw_lines(training, "Mean reward of the samples", "reward", lines)

@@ -1,6 +1,6 @@
 """A run's figures as PNG, from its metrics: losses, learning rate, expert load, multi-token prediction, speed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +37,11 @@ def draw_plots(entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
         figures["expert_load"] = draw_expert_load(entries)
     if any("tokens_per_s" in entry for entry in training):
         figures["tokens_per_s"] = draw_speed(training)
+    return save_figures(figures, folder)
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
+    """Write figures as PNG, each in one step, and return their files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, figure in figures.items():
@@ -44,6 +49,19 @@ def draw_plots(entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
         with replaced_file(files[name]) as beside:
             figure.savefig(beside, dpi=DPI)
     return files
+
+
+def draw_lines(entries: Sequence[Entry], title: str, unit: str, lines: Mapping[str, str]) -> Figure:
+    """Return a figure of what `entries` have under the keys of `lines`, whose values are the labels; it shows 0."""
+    figure, axes = new_figure(title, unit)
+    window = 1
+    for (key, label), colour in zip(lines.items(), COLOURS, strict=False):
+        steps, values = series([(entry["step"], entry.get(key)) for entry in entries])
+        if values:
+            window = max(window, curve(axes, steps, values, colour, label))
+    finish(axes, entries, window)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), None)
+    return figure
 
 
 def draw_loss(entries: Sequence[Entry]) -> Figure:

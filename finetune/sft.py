@@ -9,14 +9,12 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from .atomic_files import write_text
-from .card import RunFacts, make_card
 from .data.prepare import Prepared, prepare
 from .data.template import served_template
 from .early_stopping import EarlyStopping
 from .evaluation.models import load_tokenizer
-from .lora.merge import merge_adapter
-from .metrics import MetricsFile, read_metrics
+from .finish import finish
+from .metrics import MetricsFile
 from .plots import draw_plots
 from .progress import training_progress
 from .recipe import Recipe
@@ -24,7 +22,7 @@ from .run import Run, running, without_bars
 from .run_folder import RunFolder
 from .sft_trainer import SeekletSFTTrainer
 from .trainer_settings import check_validation, complete, make_sft_config
-from .training_model import build_training_model, check_tokens, find_seeklet, mtp_mode
+from .training_model import build_training_model, check_tokens, mtp_mode
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,10 @@ def _train(run: Run[Recipe]) -> TrainResult:
     trainer.save_trained(trained)
     result = _result(trainer, folder, trained)
     if run.is_main:
-        result = _finish(recipe, result, prepared, description, run.console, find_seeklet(model) is not None)
+        finished = finish(run, model, trained, draw_plots, prepared.report.lines(), description)
+        result = replace(result, plots=finished.plots, merged=finished.merged)
+        held_out = "" if result.held_out_loss is None else f", held-out loss {result.held_out_loss:.4f}"
+        run.say(f"Done: {result.steps:,} steps{held_out}. {trained}")
     wait_for_everyone()
     return result
 
@@ -128,38 +129,3 @@ def _result(trainer: SeekletSFTTrainer, folder: RunFolder, trained: Path) -> Tra
         held_out_loss=(min(held_out) if loads_best else held_out[-1]) if held_out else None,
         plots={},
     )
-
-
-def _finish(
-    recipe: Recipe,
-    result: TrainResult,
-    prepared: Prepared,
-    description: list[str],
-    console: Console,
-    is_seeklet: bool,
-) -> TrainResult:
-    """Return the result with plots and merged model, after writing these and the card."""
-    folder = RunFolder(result.folder)
-    entries = read_metrics(folder.metrics)
-    plots = draw_plots(entries, folder.plots) if recipe.output.plots else {}
-    merged = None
-    if recipe.output.merge:
-        merged = folder.merged
-        base = Path(recipe.model.path).expanduser()
-        named = base if base.exists() else recipe.model.path
-        merge_adapter(
-            result.trained,
-            merged,
-            named,
-            overwrite=True,
-            revision=recipe.model.revision,
-            max_shard_gb=recipe.output.max_shard_gb,
-        )
-    data = [line.replace(str(folder.skipped_rows), folder.skipped_rows.name) for line in prepared.report.lines()]
-    relative = {name: file.relative_to(folder.path) for name, file in plots.items()}
-    trained = result.trained.relative_to(folder.path)
-    card = make_card(RunFacts(recipe, entries, data, description, relative, trained, is_seeklet))
-    write_text(folder.card, str(card))
-    held_out = "" if result.held_out_loss is None else f", held-out loss {result.held_out_loss:.4f}"
-    console.print(f"Done: {result.steps:,} steps{held_out}. {result.trained}", markup=False, soft_wrap=True)
-    return replace(result, plots=plots, merged=merged)

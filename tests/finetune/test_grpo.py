@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from seeklet.finetune import grpo, grpo_trainer
 from seeklet.finetune.dry_run import show_grpo_dry_run
 from seeklet.finetune.errors import DataError, RecipeError, TrainingError
+from seeklet.finetune.lora.files import load_adapter
 from seeklet.finetune.recipe import GrpoRecipe, TrainingRecipe, load_recipe
 from tests.finetune.nano_checkpoints import build_checkpoint
 from tests.finetune.sft_runs import KillAt, start_process
@@ -111,6 +114,35 @@ def test_a_run_and_one_that_was_killed_and_went_on(tmp_path: Path, adapter: dict
     assert ("mtp_loss" in entry) == (adapter is None), "frozen modules have nothing to learn"
     written = load(runs[0] / "recipe.yaml")
     assert written.rewards == load(recipes[0]).rewards and written.trainer["loss_type"] == "dapo"
+
+
+def test_what_is_left_when_it_is_done(tmp_path: Path) -> None:
+    """The adapter is merged where that is asked for, and the card says what was reached and how."""
+    adapter = {"targets": ["attention", "routed_experts"], "rank": 2, "alpha": 8}
+    path = write_recipe(tmp_path, adapter=adapter, output={"merge": True}, trainer={"max_steps": 2})
+    result = grpo.train(load(path))
+    assert result.merged is not None and result.merged == tmp_path / "run" / "merged"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    whole = load_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), result.trained).eval()
+    merged = AutoModelForCausalLM.from_pretrained(result.merged).eval()
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        logits = [model(tokens).logits for model in (merged, whole, base.eval())]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
+    assert (logits[0] - logits[2]).abs().max() > 1e-4, "nothing was trained"
+    card = (tmp_path / "run" / "README.md").read_text()
+    rewards = [entry["reward"] for entry in logged(tmp_path / "run")]
+    for words in (
+        "- grpo\n- reinforcement-learning",
+        f"| training, first | 1 | {rewards[0]:.4f} |",
+        f"| training, last | 2 | {rewards[1]:.4f} |",
+        "![Mean reward of the samples](plots/reward.png)",
+        "rewards: own (weight 1)",
+        "trained on: prompts.jsonl; held out: 0% of it",
+        "path/to/this/adapter",
+    ):
+        assert words in card
+    assert str(tmp_path) not in card
 
 
 def test_a_policy_that_is_no_number_ends_the_run_with_a_line(tmp_path: Path) -> None:

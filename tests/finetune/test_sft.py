@@ -35,7 +35,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert result.folder == folder and result.trained == folder / "adapter" and result.merged == folder / "merged"
     left = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    assert left == {"recipe.yaml", "metrics.jsonl", "checkpoints", "adapter", "merged", "plots", "README.md"}
+    made = {"recipe.yaml", "metrics.jsonl", "checkpoints", "adapter", "merged", "plots", "README.md"}
+    assert left == {*made, "skipped_rows.jsonl"}
     written = load_recipe(folder / "recipe.yaml")
     assert replace(written, trainer=load_recipe(path).trainer) == load_recipe(path)
     assert written.trainer.items() > load_recipe(path).trainer.items()
