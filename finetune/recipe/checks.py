@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .sections import ModelSettings, OutputSettings
 
 if TYPE_CHECKING:
-    from .stages import GrpoRecipe, Recipe, StageRecipe, TrainingRecipe
+    from .stages import GrpoRecipe, ReasoningRecipe, Recipe, RolloutRecipe, StageRecipe, TrainingRecipe
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # Begins the name of a data set that is not a file.
@@ -21,6 +21,8 @@ def find_contradictions(recipe: "StageRecipe") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, what is wrong) of everything that cannot be meant together."""
     if isinstance(recipe.output, OutputSettings):
         yield from _find_training_contradictions(cast("TrainingRecipe", recipe))
+    else:
+        yield from _find_sampling_contradictions(cast("RolloutRecipe | ReasoningRecipe", recipe))
     if not getattr(recipe, "rewards", True):
         yield "rewards", "is empty; at least one is needed"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -43,13 +45,47 @@ def _find_training_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[st
     given = getattr(recipe, section)
     if not given.validation and _evaluates(recipe):
         yield "trainer.eval_strategy", f"nothing is held out to evaluate on; set {section}.validation"
-    if isinstance(given.validation, tuple) and (both := set(given.validation) & set(given.train)):
+    if both := _in_both(given):
         learnt = "so it would measure what was learnt by heart"
-        yield f"{section}.validation", f"{min(both)} is in {section}.train too, {learnt}"
+        yield f"{section}.validation", f"{both} is in {section}.train too, {learnt}"
     if recipe.stage == "sft":
         yield from _find_sft_contradictions(cast("Recipe", recipe))
     elif recipe.stage == "grpo":
         yield from _find_grpo_contradictions(cast("GrpoRecipe", recipe))
+
+
+def _in_both(given: Any) -> str:
+    """Return a file that is trained on and held out, or nothing."""
+    return min(set(given.validation) & set(given.train), default="") if isinstance(given.validation, tuple) else ""
+
+
+def _find_sampling_contradictions(recipe: "RolloutRecipe | ReasoningRecipe") -> Iterator[tuple[str, str]]:
+    """Yield what rollouts and evaluations of reasoning cannot mean: both read prompts, and neither trains on them."""
+    prompts, is_rollout = recipe.prompts, recipe.stage == "rollout"
+    section, settings = (
+        ("sampling", cast("RolloutRecipe", recipe).sampling)
+        if is_rollout
+        else ("evaluation", cast("ReasoningRecipe", recipe).evaluation)
+    )
+    if is_rollout and (both := _in_both(prompts)):
+        yield "prompts.validation", f"{both} is in prompts.train too, and what is held out is not sampled"
+    if settings.chat_template and prompts.chat_template and settings.chat_template != prompts.chat_template:
+        yield f"{section}.chat_template", f"prompts.chat_template is {prompts.chat_template}; leave one of them out"
+    if is_rollout:
+        yield from _find_rollout_contradictions(cast("RolloutRecipe", recipe))
+
+
+def _find_rollout_contradictions(recipe: "RolloutRecipe") -> Iterator[tuple[str, str]]:
+    sampling, names = recipe.sampling, [reward.name or reward.kind for reward in recipe.rewards]
+    if both := set(sampling.evaluation_sets) & set(recipe.prompts.train):
+        yield "sampling.evaluation_sets", f"{min(both)} is in prompts.train too, and none of its prompts would be left"
+    if unknown := [name for name in sampling.min_rewards if name not in names]:
+        yield "sampling.min_rewards", f'there is no reward "{unknown[0]}"; allowed: {", ".join(names)}'
+    if sampling.min_tokens > sampling.max_new_tokens:
+        yield (
+            "sampling.min_tokens",
+            f"is {sampling.min_tokens}, and attempts end at sampling.max_new_tokens, {sampling.max_new_tokens}",
+        )
 
 
 def _section_with_files(recipe: "StageRecipe") -> str:
@@ -118,10 +154,7 @@ def find_missing_files(recipe: "StageRecipe", to_come: Collection[str] = ()) -> 
 
     What is in `to_come` need not be there yet.
     """
-    section = _section_with_files(recipe)
-    given: Any = getattr(recipe, section)
-    validation = given.validation if isinstance(given.validation, tuple) else ()
-    for key, names in ((f"{section}.train", given.train), (f"{section}.validation", validation)):
+    for key, names in _lists_of_files(recipe):
         for name in names:
             if (
                 not name.startswith(HUB_DATA)
@@ -131,10 +164,21 @@ def find_missing_files(recipe: "StageRecipe", to_come: Collection[str] = ()) -> 
                 yield key, f"{name}: {wrong}"
     for key in ("model", "teacher"):
         model: ModelSettings | None = getattr(recipe, key, None)
-        if model is not None and model.path not in to_come and (wrong := _say_no_model(model.path)):
+        # Only where weights are trained must they be whole: elsewhere an adapter stands for itself on its base.
+        adapters = key == "model" and not isinstance(recipe.output, OutputSettings)
+        if model is not None and model.path not in to_come and (wrong := _say_no_model(model.path, adapters)):
             yield f"{key}.path", f"{model.path}: {wrong}"
     if wrong := _say_no_output(recipe.output.dir, recipe.model.path):
         yield "output.dir", f"{recipe.output.dir}: {wrong}"
+
+
+def _lists_of_files(recipe: "StageRecipe") -> Iterator[tuple[str, tuple[str, ...]]]:
+    section = _section_with_files(recipe)
+    given: Any = getattr(recipe, section)
+    yield f"{section}.train", given.train
+    yield f"{section}.validation", given.validation if isinstance(given.validation, tuple) else ()
+    if recipe.stage == "rollout":
+        yield "sampling.evaluation_sets", cast("RolloutRecipe", recipe).sampling.evaluation_sets
 
 
 def _say_unreadable(file: Path) -> str:
@@ -149,13 +193,15 @@ def _say_unreadable(file: Path) -> str:
         return reason if file.is_absolute() else f"{reason} (relative to the current folder, {Path.cwd()})"
 
 
-def _say_no_model(path: str) -> str:
-    """Return why a path is neither a model's folder nor a name on the Hub, or nothing."""
+def _say_no_model(path: str, adapters: bool = False) -> str:
+    """Return why a path is neither a model's folder nor a name on the Hub, or nothing; `adapters` will do as well."""
     folder = Path(path).expanduser()
     if _exists(path):
         if not folder.is_dir():
             return "is a file; expected the folder of a model, or its name on the Hub"
-        return "" if (folder / "config.json").is_file() else "holds no config.json, so no model"
+        if (folder / "config.json").is_file() or adapters and (folder / "adapter_config.json").is_file():
+            return ""
+        return "holds no config.json, so no model" + (", and no adapter (adapter_config.json)" if adapters else "")
     if path.startswith((".", "~", os.sep)) or not re.fullmatch(HUB_NAME, path):
         return "no such folder, and no name on the Hub (owner/name)"
     return ""

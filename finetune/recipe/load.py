@@ -19,6 +19,9 @@ ORDER = (
     *("adapter", "moe", "trainer", "evaluation", "output"),
 )
 
+# Which command carries out a stage, where that is not `seeklet train`.
+COMMANDS = {"rollout": "rollout", "reasoning": "evaluate"}
+
 R = TypeVar("R", bound=StageRecipe)
 
 
@@ -48,6 +51,10 @@ def read_recipe(tree: Setting, problems: Problems, of: type[R] = Recipe, to_come
     stages = {stage: recipe for stage, recipe in STAGES.items() if issubclass(recipe, of)}
     stage = strip_places(given["stage"]) if "stage" in given else None
     known_stage = stage if isinstance(stage, str) and stage in stages else None
+    if isinstance(stage, str) and stage in STAGES and known_stage is None:
+        said = f"stage: {stage} is not of this command; its own is: seeklet {COMMANDS.get(stage, 'train')} RECIPE"
+        problems.add(given["stage"].place, said)
+        return None
     if "stage" in given and known_stage is None:
         reading = FieldReader({}, problems)
         reading.read(given["stage"], Literal[*stages], "stage")

@@ -51,6 +51,8 @@ class GrpoRecipe(TrainingRecipe):
     prompts: PromptSettings
     rewards: tuple[RewardSettings, ...]
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    evaluation: ReasoningEvaluationSettings = field(default_factory=ReasoningEvaluationSettings)
+    """Of `seeklet evaluate`, before and after training, on `prompts.validation`."""
 
 
 @dataclass(frozen=True, kw_only=True)

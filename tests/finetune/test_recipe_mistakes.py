@@ -72,11 +72,18 @@ def test_every_problem_is_told_at_once_and_in_the_order_of_the_file(run: Run) ->
     assert run(recipe, "output.dri=x") == (
         2,
         [
-            'r.yaml:2: stage: expected one of sft, grpo, got "rl"',
+            'r.yaml:2: stage: expected one of sft, grpo, distill, distill-topk, got "rl"',
             "r.yaml:12: adapter.rnak: unknown key; nearest: rank",
             "override 'output.dri=x': output.dri: unknown key; nearest: dir",
         ],
     )
+
+
+@pytest.mark.parametrize(("stage", "command"), [("rollout", "rollout"), ("reasoning", "evaluate")])
+def test_a_stage_of_another_command(stage: str, command: str, run: Run) -> None:
+    said = f"r.yaml:2: stage: {stage} is not of this command; its own is: seeklet {command} RECIPE"
+    # Of the rest nothing is said: it would be measured by what another stage takes.
+    assert run(replace_once("stage: sft", f"stage: {stage}")) == (2, [said])
 
 
 def test_data_file_that_is_not_there(run: Run, tmp_path: Path) -> None:
