@@ -17,10 +17,10 @@ from seeklet.modeling.errors import GenerationError
 from .data.rows import Message
 from .data.template import ChatTemplate, choose_template, own_template, render, shipped_templates
 from .errors import RecipeError
-from .evaluation.models import TRAINED, is_adapter, is_model, load_model, load_tokenizer
+from .evaluation.models import TRAINED, has_tokenizer, is_adapter, is_model, load_model, load_tokenizer
 from .evaluation.questions import end_tokens
 from .lora.files import load_adapter, read_config
-from .lora.merge import TOKENIZER_FILES, find_base
+from .lora.merge import find_base
 from .reasoning import Completion, Piece, ReasoningStream, opens_reasoning
 from .recipe import ModelSettings
 
@@ -68,7 +68,7 @@ def load(path: str, base: str | None = None, trust_remote_code: bool = False) ->
     if adapter is not None:
         config = read_config(adapter)
         source = str(find_base(base or config.base_model_name_or_path, config.revision, adapter))
-        tokenizer = place if any((adapter / name).is_file() for name in TOKENIZER_FILES) else None
+        tokenizer = place if has_tokenizer(adapter) else None
     elif base is not None:
         raise GenerationError(f"--base is {base}, but {path} is no adapter's folder; allowed: --base with an adapter")
     settings = ModelSettings(path=source, tokenizer=tokenizer, trust_remote_code=trust_remote_code)

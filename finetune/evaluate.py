@@ -1,6 +1,5 @@
 """A recipe's model on held-out conversations, before and after training: figures, answers side by side, a report."""
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,13 +10,12 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from .errors import RecipeError
 from .evaluation.findings import Evaluation, Side
 from .evaluation.generation import generate_answers
 from .evaluation.harness import check_harness, run_harness
 from .evaluation.held_out import HeldOut, read_held_out
 from .evaluation.likelihood import answer_losses
-from .evaluation.models import check_trained, find_trained, is_adapter, load_model, load_tokenizer
+from .evaluation.models import check_one_process, check_trained, find_trained, is_adapter, load_model, load_tokenizer
 from .evaluation.progress import row_progress
 from .evaluation.questions import end_tokens
 from .evaluation.report import summary_table, write_report
@@ -127,12 +125,7 @@ def measure(
 
 def _check(recipe: Recipe, trained: Path | None) -> dict[str, Verifier]:
     """Return the recipe's own metrics, after checking what can be checked without data and models."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise RecipeError(
-            f"evaluation runs in one process, on all GPUs there are, and was started in {processes}: use seeklet "
-            "evaluate, not accelerate launch"
-        )
+    check_one_process()
     check_harness(recipe.evaluation.lm_eval)
     if trained:
         check_trained(trained)
