@@ -51,6 +51,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "data": Command("data.command", "app", "Look at training data before a model does: seeklet data check FILE."),
     "train": Command("train_command", "train", "Train a model as a recipe says; --dry-run says what would happen."),
+    "run": Command(
+        "pipeline.command", "run", "Carry out a pipeline of stages; --resume goes on at the step it was at."
+    ),
     "evaluate": Command("evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
     "chat": Command("chat_command", "chat", "Talk to a model or an adapter in the terminal; its reasoning is visible."),
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
