@@ -12,6 +12,7 @@ import yaml
 from .checkpoints import last_checkpoint, remove_unfinished, step_of
 from .errors import RecipeError, TrainingError
 from .recipe import TrainingRecipe, as_yaml
+from .recipe.checks import CACHE
 
 # Of the trainer's settings, those that may change when a run goes on: they change no weight.
 FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
@@ -32,7 +33,10 @@ FIXED_SECTIONS = (
 )
 # What may lie in the folder before a run begins: an evaluation of the model as it was, and the rows that were left out
 # by one that ended before its first step.
-_HARMLESS = ("evaluation.md", "evaluation.json", "evaluation.png", "skipped_rows.jsonl")
+_HARMLESS = (
+    *("evaluation.md", "evaluation.json", "evaluation.png", "reasoning.md", "reasoning.json", "reasoning.png"),
+    "skipped_rows.jsonl",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class RunFolder:
     @property
     def teacher_topk(self) -> Path:
         """The cache of a teacher's most likely tokens, where the recipe names no other place."""
-        return self.path / "teacher_topk"
+        return self.path / CACHE
 
     def trained(self, is_adapter: bool) -> Path:
         """Return where the result of training goes."""

@@ -54,6 +54,7 @@ COMMANDS = {
     "run": Command(
         "pipeline.command", "run", "Carry out a pipeline of stages; --resume goes on at the step it was at."
     ),
+    "rollout": Command("rollout_command", "rollout", "Sample answers, and keep the right ones as a data set."),
     "evaluate": Command("evaluate_command", "evaluate", "Measure the model of a recipe before and after training."),
     "chat": Command("chat_command", "chat", "Talk to a model or an adapter in the terminal; its reasoning is visible."),
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
