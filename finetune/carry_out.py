@@ -19,6 +19,8 @@ FUNCTIONS = {
 DRY_RUNS = {
     "sft": ("dry_run", "show_dry_run"),
     "grpo": ("dry_run", "show_grpo_dry_run"),
+    "distill": ("distill.dry_run", "show_distill_dry_run"),
+    "distill-topk": ("distill.dry_run", "show_topk_dry_run"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -9,16 +10,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from .data.prepare import Prepared, prepare
-from .evaluation.models import load_tokenizer
+from .evaluation.models import load_tokenizer, num_processes
 from .lora.attach import adapted_table, attach
 from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
 from .prompts.prepare import count_tokens, prepare_prompts, set_template
-from .recipe import GrpoRecipe, Recipe, TrainingRecipe, as_yaml
+from .prompts.read import Prompt
+from .recipe import GrpoRecipe, Recipe, TopKRecipe, TrainingRecipe, as_yaml
 from .rewards import RewardSet
 from .steps import count_steps
 from .trainer_settings import Config, check_validation, complete, make_grpo_config, make_sft_config
@@ -35,21 +38,12 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
     config = make_sft_config(recipe, Path(recipe.output.dir))
     recipe = complete(recipe, config)
     # Before anything is printed: what is wrong with the recipe stands alone then.
-    model = _trained_model(recipe)
+    model = trained_model(recipe)
     prepared = prepare(recipe.data, load_tokenizer(recipe.model))
     check_validation(recipe, len(prepared.validation))
-    steps = count_steps(config, len(prepared.train), _num_processes())
-
-    _show_recipe(recipe, console)
-    console.rule("data")
-    for line in prepared.report.lines():
-        console.print(line, markup=False, soft_wrap=True)
-    console.rule("steps")
-    console.print(
-        f"{steps.total:,} optimizer steps of {steps.sequences:,} sequences, {steps.per_epoch:,} an epoch; "
-        f"processes: {_num_processes()}"
-    )
-    _show_model(recipe, config, model, largest_batch(recipe, config, prepared, model), console)
+    show_recipe(recipe, console)
+    show_data(config, prepared, console)
+    show_model(recipe, config, model, largest_batch(recipe, config, prepared, model), console)
 
 
 def show_grpo_dry_run(recipe: GrpoRecipe, console: Console) -> None:
@@ -61,37 +55,63 @@ def show_grpo_dry_run(recipe: GrpoRecipe, console: Console) -> None:
     """
     config = make_grpo_config(recipe, Path(recipe.output.dir))
     recipe = complete(recipe, config)
-    model = _trained_model(recipe)
+    model = trained_model(recipe)
     tokenizer = load_tokenizer(recipe.model)
     set_template(tokenizer, recipe.prompts)
     train, validation = prepare_prompts(recipe.prompts, tokenizer)
     check_validation(recipe, len(validation))
     rewards = RewardSet(recipe.rewards)
-    samples = config.per_device_train_batch_size * config.gradient_accumulation_steps * _num_processes()
+    samples = config.per_device_train_batch_size * config.gradient_accumulation_steps * num_processes()
     assert config.num_generations is not None and config.max_completion_length is not None
     per_step = samples // config.num_generations
     per_epoch = max(1, len(train) // max(1, per_step))
     total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
 
-    _show_recipe(recipe, console)
+    show_recipe(recipe, console)
+    longest = show_prompts(tokenizer, train, validation, console)
+    named = zip(rewards.names, rewards.weights, strict=True)
+    console.print("rewards: " + ", ".join(f"{name} (weight {weight:g})" for name, weight in named))
+    console.rule("steps")
+    console.print(
+        f"{total:,} optimizer steps of {samples:,} samples, {config.num_generations:,} of each of {per_step:,} "
+        f"prompts, up to {config.max_completion_length:,} tokens each; processes: {num_processes()}"
+    )
+    tokens = longest + config.max_completion_length
+    show_model(recipe, config, model, make_batch(config, model, tokens), console)
+
+
+def show_data(config: SFTConfig, prepared: Prepared, console: Console) -> None:
+    """Print what became of the data, and in how many steps it is learned."""
+    steps = count_steps(config, len(prepared.train), num_processes())
+    console.rule("data")
+    for line in prepared.report.lines():
+        console.print(line, markup=False, soft_wrap=True)
+    console.rule("steps")
+    console.print(
+        f"{steps.total:,} optimizer steps of {steps.sequences:,} sequences, {steps.per_epoch:,} an epoch; "
+        f"processes: {num_processes()}"
+    )
+
+
+def show_prompts(
+    tokenizer: PreTrainedTokenizerBase, train: Sequence[Prompt], validation: Sequence[Prompt], console: Console
+) -> int:
+    """Return the tokens of the longest prompt, after printing how many there are and how long."""
     console.rule("prompts")
     lengths = [count_tokens(tokenizer, prompt) for prompt in train]
     console.print(
         f"{len(train):,} prompts to train on, {len(validation):,} held out; {sum(lengths) / len(lengths):,.0f} tokens "
         f"on average, at most {max(lengths):,}"
     )
-    named = zip(rewards.names, rewards.weights, strict=True)
-    console.print("rewards: " + ", ".join(f"{name} (weight {weight:g})" for name, weight in named))
-    console.rule("steps")
-    console.print(
-        f"{total:,} optimizer steps of {samples:,} samples, {config.num_generations:,} of each of {per_step:,} "
-        f"prompts, up to {config.max_completion_length:,} tokens each; processes: {_num_processes()}"
-    )
-    tokens = max(lengths) + config.max_completion_length
-    _show_model(recipe, config, model, _batch(config, model, tokens), console)
+    return max(lengths)
 
 
-def _trained_model(recipe: TrainingRecipe) -> nn.Module:
+def trained_model(recipe: TrainingRecipe) -> nn.Module:
+    """Return the recipe's model on the meta device, with its adapter.
+
+    Raises:
+        RecipeError: model or adapter are not as the recipe says.
+    """
     model = build_meta_model(recipe.model)
     set_losses(model, recipe.moe)
     if recipe.adapter is not None:
@@ -100,25 +120,30 @@ def _trained_model(recipe: TrainingRecipe) -> nn.Module:
     return model
 
 
-def _num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _show_recipe(recipe: TrainingRecipe, console: Console) -> None:
+def show_recipe(recipe: TrainingRecipe, console: Console) -> None:
+    """Print the whole recipe."""
     console.rule("recipe, defaults included")
     console.print(as_yaml(recipe).rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_model(recipe: TrainingRecipe, config: Config, model: nn.Module, batch: Batch, console: Console) -> None:
+def show_model(
+    recipe: TrainingRecipe,
+    config: Config,
+    model: nn.Module,
+    batch: Batch,
+    console: Console,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Print what is trained and the memory that takes, beside the weights of a `teacher` where one is there then."""
     console.rule("model")
     console.print(_describe_parameters(model))
     if recipe.adapter is not None:
         console.print(adapted_table(model))  # pyright: ignore[reportArgumentType] (attach has returned a PeftModel)
-    memory = measure_memory(model, OptimizerNames(config.optim).value, batch)
+    memory = measure_memory(model, OptimizerNames(config.optim).value, batch, teacher)
     console.rule("memory")
-    if _num_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        console.print(f"FSDP shares weights, gradients and optimizer among {_num_processes()} processes; of each one:")
-        memory = memory.shared(_num_processes())
+    if num_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        console.print(f"FSDP shares weights, gradients and optimizer among {num_processes()} processes; of each one:")
+        memory = memory.shared(num_processes())
     console.print(_memory_table(memory, config))
     where, free = free_memory(recipe, config)
     verdict = "fits" if memory.total <= free else "does not fit"
@@ -126,13 +151,14 @@ def _show_model(recipe: TrainingRecipe, config: Config, model: nn.Module, batch:
     console.print("Dry run: nothing was trained, and nothing written.")
 
 
-def largest_batch(recipe: Recipe, config: SFTConfig, prepared: Prepared, model: nn.Module) -> Batch:
+def largest_batch(recipe: Recipe | TopKRecipe, config: SFTConfig, prepared: Prepared, model: nn.Module) -> Batch:
     """Return the largest batch that one process gets at a time."""
     tokens = recipe.data.max_tokens if recipe.data.packing else prepared.report.train.tokens.maximum
-    return _batch(config, model, tokens)
+    return make_batch(config, model, tokens)
 
 
-def _batch(config: Config, model: nn.Module, tokens: int) -> Batch:
+def make_batch(config: Config, model: nn.Module, tokens: int) -> Batch:
+    """Return the batch of sequences of at most so many tokens that one process gets at a time."""
     held = max(parameter.dtype.itemsize for parameter in model.parameters())
     return Batch(
         sequences=config.per_device_train_batch_size,
@@ -177,6 +203,8 @@ def _memory_table(memory: Memory, config: Config) -> Table:
     counted = "counted from the model's shapes"
     known = counted if memory.optimizer is not None else "nobody has counted what it keeps"
     table.add_row("weights", show_bytes(memory.weights), counted)
+    if memory.teacher:
+        table.add_row("teacher", show_bytes(memory.teacher), counted)
     table.add_row("gradients", show_bytes(memory.gradients), counted)
     table.add_row(
         "optimizer",

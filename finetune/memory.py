@@ -40,17 +40,19 @@ class Memory:
     """None where nobody has counted what this optimizer keeps."""
     activations: int
     """An estimate; the others are counts."""
+    teacher: int = 0
+    """Weights of a teacher beside the model."""
 
     @property
     def total(self) -> int:
         """Bytes of all parts that are known."""
-        return self.weights + self.gradients + (self.optimizer or 0) + self.activations
+        return self.weights + self.teacher + self.gradients + (self.optimizer or 0) + self.activations
 
     def shared(self, num_processes: int) -> "Memory":
         """Return what each of several processes takes that share all but the activations."""
         optimizer = None if self.optimizer is None else self.optimizer // num_processes
         weights, gradients = self.weights // num_processes, self.gradients // num_processes
-        return Memory(weights, gradients, optimizer, self.activations)
+        return Memory(weights, gradients, optimizer, self.activations, self.teacher // num_processes)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Batch:
     checkpointing: bool
 
 
-def measure_memory(model: nn.Module, optimizer: str, batch: Batch) -> Memory:
-    """Return what training `model` takes; it may be on the meta device, where it takes none of it."""
+def measure_memory(model: nn.Module, optimizer: str, batch: Batch, teacher: nn.Module | None = None) -> Memory:
+    """Return what training `model` takes, beside `teacher` where there is one; on the meta device none is taken."""
     tensors = [*model.parameters(), *model.buffers()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return Memory(
@@ -75,6 +77,7 @@ def measure_memory(model: nn.Module, optimizer: str, batch: Batch) -> Memory:
         optimizer=_count_optimizer_bytes(trainable, optimizer),
         # Every causal language model of transformers has one; the type of nn.Module does not say so.
         activations=_estimate_activations(model.config, batch),  # pyright: ignore[reportArgumentType]
+        teacher=0 if teacher is None else _count_bytes([*teacher.parameters(), *teacher.buffers()]),
     )
 
 

@@ -149,6 +149,9 @@ def describe(logs: Mapping[str, Any]) -> str:
     if logs.get("reward") is not None:
         length = logs.get("completions/mean_length", 0.0)
         parts = [f"reward {logs['reward']:.3f}", f"{length:,.0f} tokens each"]
+    elif logs.get("divergence") is not None:
+        length = logs.get("completions/mean_length")
+        parts = [f"divergence {logs['divergence']:.4f}", *([f"{length:,.0f} tokens each"] if length else [])]
     if "mtp_loss" in logs:
         parts.append(f"MTP {logs['mtp_loss']:.4f}")
     if "learning_rate" in logs:

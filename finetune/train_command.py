@@ -45,25 +45,15 @@ def train(
 
         seeklet train recipes/sft_smollm2-135m_support_cpu.yaml --resume
     """
-    from .recipe import GrpoRecipe, Recipe, TrainingRecipe, load_recipe
+    from .carry_out import carry_out, show_training
+    from .recipe import TrainingRecipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or (), TrainingRecipe)
     if dry_run:
         from rich.console import Console
 
         from .cli import is_first_process
-        from .dry_run import show_dry_run, show_grpo_dry_run
 
-        console = Console(highlight=False, quiet=not is_first_process())
-        if isinstance(loaded, GrpoRecipe):
-            show_grpo_dry_run(loaded, console)
-        elif isinstance(loaded, Recipe):
-            show_dry_run(loaded, console)
-    elif isinstance(loaded, GrpoRecipe):
-        from . import grpo
-
-        grpo.train(loaded, resume=resume)
-    elif isinstance(loaded, Recipe):
-        from . import sft
-
-        sft.train(loaded, resume=resume)
+        show_training(loaded, Console(highlight=False, quiet=not is_first_process()))
+    else:
+        carry_out(loaded, resume=resume)

@@ -128,6 +128,18 @@ def read_manifest(folder: Path) -> TopKManifest:
         ) from error
 
 
+def is_whole(folder: Path) -> bool:
+    """Return whether `folder` holds a cache of which nothing is missing; nothing in its files is looked at.
+
+    Raises:
+        DataError: its manifest cannot be read.
+    """
+    if not (folder / MANIFEST).exists():
+        return False
+    manifest = read_manifest(folder)
+    return manifest.is_complete and all((folder / shard.file).exists() for shard in manifest.shards)
+
+
 def check_shard(folder: Path, shard: Shard) -> None:
     """Check that a shard is as it was written.
 

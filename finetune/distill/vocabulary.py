@@ -31,7 +31,8 @@ def shared_vocabulary(
         raise RecipeError(
             f"teacher and student do not write the same tokens: {len(different):,} of them differ, the first is "
             f"{different[0]:,}, which is {texts[0]} of the student ({_describe(student)}) and {texts[1]} of the "
-            f"teacher ({_describe(teacher)}); allowed: the same tokens, or alignment: text, which compares texts"
+            f"teacher ({_describe(teacher)}); allowed: the same tokens, or stage distill with distillation.alignment: "
+            "text, which compares texts"
         )
     for name, tokenizer, number in (("student", student, num_student), ("teacher", teacher, num_teacher)):
         if numbers and numbers[-1] >= number:

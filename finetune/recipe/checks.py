@@ -7,12 +7,24 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..errors import DataError
 from .sections import ModelSettings, OutputSettings
 
 if TYPE_CHECKING:
-    from .stages import GrpoRecipe, ReasoningRecipe, Recipe, RolloutRecipe, StageRecipe, TrainingRecipe
+    from .stages import (
+        DistillRecipe,
+        GrpoRecipe,
+        ReasoningRecipe,
+        Recipe,
+        RolloutRecipe,
+        StageRecipe,
+        TopKRecipe,
+        TrainingRecipe,
+    )
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+# The cache of a teacher's tokens in output.dir, where cache.dir is null.
+CACHE = "teacher_topk"
 # Begins the name of a data set that is not a file.
 HUB_DATA = "hub:"
 
@@ -26,11 +38,15 @@ def find_contradictions(recipe: "StageRecipe") -> Iterator[tuple[str, str]]:
     if not getattr(recipe, "rewards", True):
         yield "rewards", "is empty; at least one is needed"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.model.device_map and processes > 1:
-        advice = (
-            "start one (accelerate launch --num_processes 1), or set it to null and let them share the model (FSDP)"
-        )
-        yield "model.device_map", f"auto lays one process's model out over all GPUs, and here are {processes}; {advice}"
+    for key in ("model", "teacher"):
+        if processes > 1 and getattr(getattr(recipe, key, None), "device_map", None):
+            advice = (
+                "start one (accelerate launch --num_processes 1), or set it to null and let them share the model (FSDP)"
+            )
+            yield (
+                f"{key}.device_map",
+                f"auto lays one process's model out over all GPUs, and here are {processes}; {advice}",
+            )
     for key, names in _lists_of_names(recipe):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             yield key, f"{twice[0]} is there twice"
@@ -52,6 +68,8 @@ def _find_training_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[st
         yield from _find_sft_contradictions(cast("Recipe", recipe))
     elif recipe.stage == "grpo":
         yield from _find_grpo_contradictions(cast("GrpoRecipe", recipe))
+    elif recipe.stage == "distill":
+        yield from _find_distill_contradictions(cast("DistillRecipe", recipe))
 
 
 def _in_both(given: Any) -> str:
@@ -149,6 +167,18 @@ def _find_grpo_contradictions(recipe: "GrpoRecipe") -> Iterator[tuple[str, str]]
                 yield f"rollout.{name}", "is of seeklet's own rollouts, and trainer.use_vllm leaves them to vLLM"
 
 
+def _find_distill_contradictions(recipe: "DistillRecipe") -> Iterator[tuple[str, str]]:
+    trainer, settings = recipe.trainer, recipe.distillation
+    if trainer.get("use_vllm") and settings.use_mtp:
+        yield "distillation.use_mtp", "is of seeklet's own samples, and trainer.use_vllm leaves them to vLLM"
+    if settings.alignment == "text" and trainer.get("beta", 1) != 1:
+        yield (
+            "trainer.beta",
+            f"is {trainer['beta']:g}, but distillation.alignment is text, which compares no whole vocabularies; "
+            "allowed: 1",
+        )
+
+
 def find_missing_files(recipe: "StageRecipe", to_come: Collection[str] = ()) -> Iterator[tuple[str, str]]:
     """Yield (dotted key, what is wrong) of files and folders that the recipe names; relative to the current folder.
 
@@ -162,14 +192,46 @@ def find_missing_files(recipe: "StageRecipe", to_come: Collection[str] = ()) -> 
                 and (wrong := _say_unreadable(Path(name).expanduser()))
             ):
                 yield key, f"{name}: {wrong}"
-    for key in ("model", "teacher"):
-        model: ModelSettings | None = getattr(recipe, key, None)
-        # Only where weights are trained must they be whole: elsewhere an adapter stands for itself on its base.
-        adapters = key == "model" and not isinstance(recipe.output, OutputSettings)
-        if model is not None and model.path not in to_come and (wrong := _say_no_model(model.path, adapters)):
+    teacher: ModelSettings | None = getattr(recipe, "teacher", None)
+    # Only where weights are trained must they be whole: elsewhere an adapter stands for itself on its base.
+    trains = isinstance(recipe.output, OutputSettings)
+    for key, model, adapters in (("model", recipe.model, not trains), ("teacher", teacher, True)):
+        if model is None or (key == "teacher" and _needs_no_teacher(recipe, to_come)):
+            continue
+        if model.path not in to_come and (wrong := _say_no_model(model.path, adapters)):
             yield f"{key}.path", f"{model.path}: {wrong}"
-    if wrong := _say_no_output(recipe.output.dir, recipe.model.path):
-        yield "output.dir", f"{recipe.output.dir}: {wrong}"
+    if recipe.stage == "distill-topk" and teacher is None and not _needs_no_teacher(recipe, to_come):
+        cache = _cache_of(cast("TopKRecipe", recipe))
+        yield "teacher", f"is null, and {cache} holds no whole cache of a teacher's tokens; name one of the two"
+    for model in (recipe.model, teacher):
+        if model is not None and (wrong := _say_no_output(recipe.output.dir, model.path)):
+            yield "output.dir", f"{recipe.output.dir}: {wrong}"
+            break
+
+
+def _cache_of(recipe: "TopKRecipe") -> str:
+    return recipe.cache.dir or os.path.join(recipe.output.dir, CACHE)
+
+
+def _needs_no_teacher(recipe: "StageRecipe", to_come: Collection[str]) -> bool:
+    """Return whether all that a teacher would say is on disk, or will be."""
+    if recipe.stage != "distill-topk":
+        return False
+    cache = _cache_of(cast("TopKRecipe", recipe))
+    return cache in to_come or _is_whole(Path(cache).expanduser())
+
+
+def _is_whole(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    # It imports torch, which most recipes are read without.
+    from ..distill.topk_files import is_whole
+
+    try:
+        return is_whole(folder)
+    except DataError:
+        # The run itself says what is wrong with it.
+        return True
 
 
 def _lists_of_files(recipe: "StageRecipe") -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -44,13 +44,14 @@ class MoeSettings:
 
     mtp_loss: Literal["off", "detached", "full"] | None = None
     """Whether multi-token prediction is trained: not at all, alone, or with its gradient into the main model too; null
-    takes full in stage sft and detached in stage grpo."""
+    takes full where texts are given (sft, distill-topk), and detached on the model's own samples (grpo, distill)."""
     mtp_loss_weight: Annotated[float, NOT_NEGATIVE] | None = None
     """Weight of the multi-token prediction loss; null takes the checkpoint's."""
     balance_loss_weight: Annotated[float, NOT_NEGATIVE] | None = None
     """Weight of the sequence-wise balance loss; null takes the checkpoint's."""
     bias_update_speed: Annotated[float, NOT_NEGATIVE] | None = None
-    """How far a router bias moves per optimiser step; 0 freezes it, null takes the checkpoint's, in stage grpo 0."""
+    """How far a router bias moves per optimiser step; 0 freezes it, null takes the checkpoint's, and 0 on the model's
+    own samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
