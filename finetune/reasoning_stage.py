@@ -1,6 +1,7 @@
 """How well the model of a recipe reasons: alone, or before and after training; a report in `output.dir`."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,19 @@ from .prompts.prepare import set_template
 from .prompts.read import Prompt
 from .published import public_name
 from .recipe import GrpoRecipe, ReasoningRecipe
+from .run import without_bars
 from .sampling_inputs import SamplingInputs, check_attempts, read_inputs, sampling_errors_told, say
 
 BEFORE, AFTER = "before", "after"
+
+
+def run_reasoning(recipe: ReasoningRecipe, *, resume: bool = False, console: Console | None = None) -> ReasoningReport:
+    """Return how well the recipe's model reasons; see `evaluate_recipe`.
+
+    It is of the form that stages have; there is nothing between its beginning and its end to `resume` from.
+    """
+    del resume
+    return evaluate_recipe(recipe, console=console)
 
 
 def evaluate_recipe(
@@ -63,7 +74,9 @@ def evaluate_recipe(
         check_trained(after)
     inputs, problems = read_problems(recipe)
     say(console, f"{len(problems):,} problems, {recipe.evaluation.num_samples} attempts at each")
-    with sampling_errors_told("evaluation", ""):
+    # In a log file the bars of loading would be lines and lines.
+    quiet = nullcontext() if console.is_terminal else without_bars()
+    with sampling_errors_told("evaluation", ""), quiet:
         if after is None:
             name = public_name(recipe.model.path)
             reports = [_measure(recipe, inputs, inputs.weights, problems, name, console)]

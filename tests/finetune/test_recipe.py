@@ -10,6 +10,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.data.settings import DataSettings
+from seeklet.finetune.evaluation.reasoning_settings import ReasoningEvaluationSettings
 from seeklet.finetune.prompts.settings import PromptSettings
 from seeklet.finetune.recipe import (
     EvaluationSettings,
@@ -18,10 +19,12 @@ from seeklet.finetune.recipe import (
     OutputSettings,
     Recipe,
     RolloutSettings,
+    StageRecipe,
     TrainingRecipe,
     as_yaml,
     load_recipe,
 )
+from seeklet.finetune.recipe.load import COMMANDS
 from seeklet.finetune.recipe.trainer_fields import (
     SET_BY_SEEKLET,
     SET_BY_SEEKLET_IN,
@@ -29,6 +32,7 @@ from seeklet.finetune.recipe.trainer_fields import (
     set_by_seeklet,
 )
 from seeklet.finetune.rewards.settings import RewardSettings
+from seeklet.finetune.rollout.settings import RejectionSamplingSettings
 from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 
@@ -39,9 +43,11 @@ SECTIONS = (
     PromptSettings,
     RewardSettings,
     RolloutSettings,
+    RejectionSamplingSettings,
     AdapterSettings,
     MoeSettings,
     EvaluationSettings,
+    ReasoningEvaluationSettings,
     OutputSettings,
 )
 README = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
@@ -134,7 +140,7 @@ def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    recipe = load_recipe(file, (), TrainingRecipe)
+    recipe = load_recipe(file, (), StageRecipe)
     stage, model, data, hardware = file.stem.split("_")
     assert stage == recipe.stage
     assert model.lower() in recipe.model.path.lower()
@@ -146,14 +152,19 @@ def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest
     assert header is not None
     for line in ("# Command:", "# Hardware:", "# Expected:"):
         assert line in header[0]
-    assert f"train recipes/{file.name}" in header[0]
-    assert ("cpu" in hardware) == bool(recipe.trainer.get("use_cpu"))
+    assert f"{COMMANDS.get(stage, 'train')} recipes/{file.name}" in header[0]
+    if isinstance(recipe, TrainingRecipe):
+        assert ("cpu" in hardware) == bool(recipe.trainer.get("use_cpu"))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_recipe_says_each_thing_by_itself(file: Path) -> None:
     """No default that may change is left to a later version: what matters to a result stands in the file."""
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if (section := {"rollout": "sampling", "reasoning": "evaluation"}.get(written["stage"])) is not None:
+        assert {"num_samples", "max_new_tokens", "temperature", "batch_size", "seed"} <= written[section].keys()
+        assert {"max_tokens", "chat_template"} <= written["prompts"].keys()
+        return
     is_sft = written["stage"] == "sft"
     own = {"num_train_epochs"} if is_sft else {"max_steps", "num_generations", "temperature", "loss_type", "beta"}
     decisive = {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "bf16", "seed"}
