@@ -1,24 +1,20 @@
 """The evaluation of what a stage trained, and of the model before: done once for each content."""
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from ..errors import DataError
-from ..evaluation.models import is_adapter, load_model, load_tokenizer
+from ..evaluation.models import load_weights
 from ..evaluation.reasoning import evaluate_reasoning
 from ..evaluation.reasoning_report import JSON
 from ..evaluation.reasoning_results import ReasoningReport, read_reasoning_report
-from ..lora.files import load_adapter
-from ..prompts.read import read_prompts
-from ..recipe import ModelSettings, ReasoningRecipe
-from ..rewards import RewardSet
+from ..published import without_folders
 from ..run import without_bars
+from ..sampling_inputs import read_inputs, sampling_errors_told
 from .hashes import hash_model
 from .inputs import hash_inputs
 from .manifest import hash_recipe, plain_recipe
@@ -29,7 +25,8 @@ def evaluation_key(pipeline: Pipeline, product_sha256: str) -> str:
     """Return a SHA-256 of all that an evaluation follows from: the model, the problems, how they are tried."""
     assert pipeline.evaluation is not None
     stage = Stage(BEFORE, pipeline.evaluation)
-    plain: Mapping[str, Any] = {key: value for key, value in plain_recipe(stage).items() if key != "model"}
+    # Files are told apart by content.
+    plain = without_folders({key: value for key, value in plain_recipe(stage).items() if key != "model"})
     problems = {key: each.get("sha256") for key, each in hash_inputs(stage, {}).items() if not key.startswith("model")}
     return hash_recipe({"product": product_sha256, "recipe": plain, "problems": problems})
 
@@ -53,58 +50,40 @@ def read_evaluation(folder: Path) -> ReasoningReport | None:
         return None
 
 
-def evaluate_first_model(pipeline: Pipeline, folder: Path, console: Console) -> ReasoningReport:
-    """Return the figures of the model before the first stage, after writing them into `folder`.
-
-    Raises:
-        SeekletError: as `evaluate_reasoning`, or the model cannot be loaded.
-    """
-    assert pipeline.evaluation is not None
-    settings = pipeline.stages[0].recipe.model
-    with _quiet(console):
-        return _evaluate(pipeline.evaluation, load_model(settings), settings, BEFORE, folder, console)
-
-
-def evaluate_stage(pipeline: Pipeline, stage: Stage, folder: Path, console: Console) -> ReasoningReport:
-    """Return the figures of what a stage trained, after writing them into `folder`.
-
-    Raises:
-        SeekletError: as `evaluate_reasoning`, or the model cannot be loaded.
-    """
-    assert pipeline.evaluation is not None
-    base, product = stage.recipe.model, stage.product
-    with _quiet(console):
-        if is_adapter(product):
-            model: Any = load_adapter(load_model(base), product).eval()
-            # Saved beside the adapter, with the template that it was trained with.
-            has_own = (product / "tokenizer_config.json").is_file()
-            settings = replace(base, tokenizer=str(product)) if has_own else base
-        else:
-            # As the next stage loads it: block-fp8 that was kept stays so.
-            settings = replace(base, path=str(product), revision=None, tokenizer=None)
-            model = load_model(settings)
-        return _evaluate(pipeline.evaluation, model, settings, stage.name, folder, console)
-
-
-def _quiet(console: Console) -> AbstractContextManager[None]:
-    # In a log file the bars of loading would be lines and lines.
-    return nullcontext() if console.is_terminal else without_bars()
-
-
-def _evaluate(
-    recipe: ReasoningRecipe, model: Any, settings: ModelSettings, name: str, folder: Path, console: Console
+def evaluate_model(
+    pipeline: Pipeline, stage: Stage | None, name: str, folder: Path, console: Console
 ) -> ReasoningReport:
-    prompts, evaluation = recipe.prompts, recipe.evaluation
-    problems, _ = read_prompts(prompts)
-    if evaluation.chat_template is None and prompts.chat_template is not None:
-        evaluation = replace(evaluation, chat_template=prompts.chat_template)
-    return evaluate_reasoning(
-        model,
-        load_tokenizer(settings),
-        problems,
-        RewardSet(recipe.rewards),
-        evaluation,
-        name=name,
-        folder=folder,
-        console=console,
-    )
+    """Return the figures of what a stage trained, of no stage those of the first model, after writing them.
+
+    Args:
+        pipeline: says how models are evaluated.
+        stage: what it left is loaded as the next stage would load it.
+        name: what reports call it.
+        folder: where the figures go.
+        console: shows the progress.
+
+    Raises:
+        SeekletError: as `evaluate_reasoning`, or the model cannot be loaded.
+    """
+    recipe = pipeline.evaluation
+    assert recipe is not None
+    settings = recipe.model
+    if stage is not None:
+        settings = replace(stage.recipe.model, path=str(stage.product), revision=None, tokenizer=None)
+    # In a log file the bars of loading would be lines and lines.
+    quiet = nullcontext() if console.is_terminal else without_bars()
+    with quiet, sampling_errors_told("evaluation", "; --resume goes on with the evaluation"):
+        inputs = read_inputs(
+            settings, recipe.prompts, recipe.rewards, recipe.evaluation.chat_template, leave_out_long=True
+        )
+        return evaluate_reasoning(
+            load_weights(inputs.weights),
+            inputs.tokenizer,
+            inputs.prompts,
+            inputs.rewards,
+            # The tokenizer has the template now.
+            replace(recipe.evaluation, chat_template=None),
+            name=name,
+            folder=folder,
+            console=console,
+        )

@@ -124,7 +124,8 @@ def _read_evaluation(given: Setting, stages: Setting, folder: Path, problems: Pr
     first = next(iter(stages.value.values()), None) if isinstance(stages.value, dict) else None
     if first is None or not isinstance(first.value, dict) or "model" not in first.value:
         return None
-    tree = References("", None, {}, [], problems).replace(given)
+    references = References("", None, {}, [], problems)
+    tree = references.replace(given)
     assert isinstance(tree.value, dict)
     section = {key: value for key, value in tree.value.items() if key not in PROBLEMS_AND_REWARDS}
     whole: dict[str, Setting] = {
@@ -135,7 +136,7 @@ def _read_evaluation(given: Setting, stages: Setting, folder: Path, problems: Pr
         "output": Setting({"dir": Setting(str(folder / BEFORE), given.place)}, given.place),
     }
     own = Problems()
-    recipe = read_recipe(Setting(whole, given.place), own, of=ReasoningRecipe)
+    recipe = read_recipe(Setting(whole, given.place), own, of=ReasoningRecipe, to_come=references.left)
     for place, message in own.found:
         # What is wrong with the first stage's model is told with that stage.
         if not message.startswith("model"):

@@ -146,11 +146,12 @@ def hash_recipe(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, value before, value now) of what a stage that is done was told otherwise."""
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (dotted key, value before, value now) of what a stage was told otherwise, the values as they are shown."""
     old, new = dict(_flatten(before)), dict(_flatten(now))
-    keys = [*old, *(key for key in new if key not in old)]
-    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key) and not _is_free(key)]
+    keys = [key for key in dict.fromkeys((*old, *new)) if not _is_free(key)]
+    shown = [(key, *(repr(each[key]) if key in each else "nothing" for each in (old, new))) for key in keys]
+    return [(key, was, value) for key, was, value in shown if was != value]
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -89,7 +89,8 @@ class References:
 
     def _say_wrong_kind(self, stage: Stage, path: str) -> str:
         key, leaves = re.sub(r"\[\d+\]$", "", path).rpartition(".")[2], product_kind(stage.recipe)
-        if leaves == "an adapter" and (key == "tokenizer" or (path == "model.path" and self.kind in TAKE_ADAPTERS)):
+        takes_adapters = key == "tokenizer" or path == "teacher.path" or self.kind in TAKE_ADAPTERS
+        if leaves == "an adapter" and key in MODELS and takes_adapters:
             return ""
         if key in MODELS and leaves == "an adapter":
             return (

@@ -20,7 +20,7 @@ from ..evaluation.reasoning_report import write_stages
 from ..evaluation.reasoning_results import ReasoningReport
 from ..recipe import as_yaml
 from ..run_folder import RunFolder, locked
-from .evaluate import evaluate_first_model, evaluate_stage, evaluation_key, first_model_sha256, read_evaluation
+from .evaluate import evaluate_model, evaluation_key, first_model_sha256, read_evaluation
 from .hashes import hash_product, hash_together
 from .inputs import hash_inputs
 from .launch import run_launched
@@ -29,9 +29,6 @@ from .manifest import Manifest, StageRecord, hash_recipe, plain_recipe
 from .report import say_stages, write_report
 from .settings import BEFORE, Pipeline, Stage
 from .state import find_begin
-
-# What a stage's folder holds when there is something in it to go on with: of training, and of rollouts.
-GOES_ON = ("recipe.yaml", "attempts-*.jsonl")
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class _Running:
             self.manifest.stages[stage.name] = record
             self.manifest.write(self.folder)
             return record, False
-        if any(found for pattern in GOES_ON for found in stage.folder.glob(pattern)):
+        if RunFolder(stage.folder).recipe.is_file():
             return record, True
         # It was interrupted before it had anything to go on with.
         if stage.folder.exists():
@@ -180,9 +177,7 @@ class _Running:
         if report is None:
             if stage is None:
                 self.console.rule("before the first stage (evaluation)")
-                report = evaluate_first_model(self.pipeline, folder, self.console)
-            else:
-                report = evaluate_stage(self.pipeline, stage, folder, self.console)
+            report = evaluate_model(self.pipeline, stage, name, folder, self.console)
             _let_go()
             self.manifest.evaluations[name] = key
             self.manifest.write(self.folder)

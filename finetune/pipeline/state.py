@@ -95,7 +95,7 @@ def _check_recipe(pipeline: Pipeline, stage: Stage, record: StageRecord) -> None
         more = f", and {len(changed) - 1} more keys differ" if len(changed) > 1 else ""
         state = "is done with" if record.is_done else "began with"
         raise RecipeError(
-            f"{pipeline.source}: stages.{stage.name}.{key}: is {value!r}, but the stage {state} {before!r}{more}; set "
+            f"{pipeline.source}: stages.{stage.name}.{key}: is {value}, but the stage {state} {before}{more}; set "
             f"it back, or do the stage again: --from {stage.name}"
         )
 

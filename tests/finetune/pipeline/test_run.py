@@ -1,0 +1,333 @@
+"""A pipeline from the command line: what it leaves; killed and resumed, it is the uninterrupted one, bit by bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seeklet.finetune import grpo, grpo_trainer
+from seeklet.finetune.errors import RecipeError, TrainingError
+from seeklet.finetune.pipeline import manifest as manifests
+from seeklet.finetune.pipeline import run_pipeline
+from seeklet.finetune.run_folder import RunFolder, locked
+from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
+from tests.finetune.nano_checkpoints import ROOT
+from tests.finetune.pipeline.nano import evaluation, weights, write_pipeline
+from tests.finetune.sft_runs import KillAt, start_process
+from tests.modeling.tensors import assert_same
+
+
+def run_and_die(path: Path, resume: bool, moment: str) -> None:
+    """Run in this process, which kills itself behind a step of GRPO, or when the first stage has been noted as done."""
+    torch.set_num_threads(1)
+    if moment == "step":
+        original = grpo_trainer.SeekletGRPOTrainer
+
+        class Killed(original):
+            def __init__(self, *args: Any, callbacks: Any = (), **kwargs: Any):
+                super().__init__(*args, callbacks=[*callbacks, KillAt(2)], **kwargs)
+
+        grpo.SeekletGRPOTrainer = Killed  # pyright: ignore[reportPrivateImportUsage]
+    elif moment == "between":
+        write = manifests.Manifest.write
+
+        def write_and_die(self: manifests.Manifest, folder: Path) -> None:
+            write(self, folder)
+            if any(record.is_done for record in self.stages.values()):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        manifests.Manifest.write = write_and_die
+    run_pipeline(path, resume=resume)
+
+
+def run_killed(path: Path, resume: bool, moment: str) -> None:
+    process = start_process(run_and_die, path, resume, moment)
+    process.join()
+    assert process.exitcode == (0 if moment == "never" else -signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a pipeline that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_killed(write_pipeline(folder, evaluation=evaluation(folder)), False, "never")
+    return folder / "run"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_what_it_leaves(whole: Path) -> None:
+    manifest = read_manifest(whole)
+    cold, reinforced = manifest["stages"]
+    assert (cold["product"], reinforced["product"]) == ("cold/merged", "grpo/model")
+    assert reinforced["inputs"]["model.path"] == {"stage": "cold", "sha256": cold["product_sha256"]}
+    assert len(reinforced["inputs"]["prompts.train[0]"]["sha256"]) == 64
+    assert reinforced["recipe"]["model"]["path"] == "{cold}" and cold["seconds"] > 0
+    assert {"seeklet", "transformers", "trl"} <= cold["versions"].keys()
+    names = [each["name"] for each in json.loads((whole / "stages.json").read_text())]
+    assert names == ["before", "cold", "grpo"]
+    report = (whole / "report.md").read_text()
+    assert "All 2 stages are done." in report and "model: of cold" in report and "optimiser steps: 3" in report
+    for link in ("stages.png", "cold/plots/loss.png", "grpo/plots/reward.png", "grpo/evaluation/reasoning.png"):
+        assert f"]({link})" in report and (whole / link).is_file()
+    assert str(whole.parent) not in report
+    assert all((whole / f"{name}.yaml").is_file() for name in ("cold", "grpo"))
+
+
+@pytest.mark.parametrize("moment", ["step", "between"])
+def test_killed_and_gone_on_with_it_is_the_same(whole: Path, tmp_path: Path, moment: str) -> None:
+    path = write_pipeline(tmp_path, evaluation=evaluation(tmp_path))
+    run_killed(path, False, moment)
+    done = {record["name"]: record["ended"] is not None for record in read_manifest(tmp_path / "run")["stages"]}
+    assert done == ({"cold": True, "grpo": False} if moment == "step" else {"cold": True})
+    checkpoints = tmp_path / "run" / "grpo" / "checkpoints"
+    assert (checkpoints / "checkpoint-1").is_dir() == (moment == "step")
+    run_killed(path, True, "never")
+    for product in ("cold/merged", "grpo/model"):
+        assert_same(weights(tmp_path / "run" / product), weights(whole / product))
+    figures = [json.loads((run / "stages.json").read_text()) for run in (tmp_path / "run", whole)]
+    assert [each["figures"] for each in figures[0]] == [each["figures"] for each in figures[1]]
+
+
+@pytest.fixture
+def done(whole: Path, tmp_path: Path) -> Path:
+    """Return the file of a pipeline that is done, in a folder of its own: a moved one goes on."""
+    path = write_pipeline(tmp_path, evaluation=evaluation(tmp_path))
+    subprocess.run(["cp", "-r", str(whole), str(tmp_path / "run")], check=True)
+    text = (tmp_path / "run" / "manifest.json").read_text()
+    # The model and the data that the user named are where they were.
+    (tmp_path / "run" / "manifest.json").write_text(_moved(text, whole.parent, tmp_path))
+    return path
+
+
+def _moved(text: str, before: Path, after: Path) -> str:
+    manifest = json.loads(text.replace(str(before), str(after)))
+    for record in manifest["stages"]:
+        record["recipe_sha256"] = manifests.hash_recipe(record["recipe"])
+    return json.dumps(manifest)
+
+
+def test_what_is_done_is_not_done_again(done: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seeklet.finetune.pipeline.run.carry_out", None)
+    monkeypatch.setattr("seeklet.finetune.pipeline.run.evaluate_model", None)
+    code, said, errors = run_here("run", done, "--resume")
+    assert (code, errors) == (0, "") and said.count("done already") == 2
+
+
+def test_from_a_stage(done: Path, whole: Path, run_here: RunHere) -> None:
+    kept, stray = done.parent / "run" / "cold" / "merged", done.parent / "run" / "grpo" / "stray.txt"
+    before, elsewhere = (kept / "config.json").stat().st_mtime_ns, done.parent / "run" / "notes.txt"
+    stray.write_text("x")
+    elsewhere.write_text("x")
+    code, said, errors = run_here("run", done, "--from", "grpo")
+    assert code == 0, errors
+    assert said.count("done already") == 1 and (kept / "config.json").stat().st_mtime_ns == before
+    assert not stray.exists() and elsewhere.exists()
+    assert_same(weights(done.parent / "run" / "grpo" / "model"), weights(whole / "grpo" / "model"))
+
+
+def test_from_removes_links_and_not_what_they_lead_to(done: Path) -> None:
+    elsewhere = done.parent / "elsewhere"
+    (done.parent / "run" / "grpo").rename(elsewhere)
+    (done.parent / "run" / "grpo").symlink_to(elsewhere)
+    run_pipeline(done, from_stage="grpo")
+    assert (elsewhere / "model").is_dir() and not (done.parent / "run" / "grpo").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "holds a pipeline, of which 2 of 2 stages are done. Go on with it: --resume."),
+        (("stages.grpo.trainer.max_steps=9", "--resume"), "grpo.trainer.max_steps: is 9, but the stage is done with 3"),
+        (("stages.cold.adapter=null", "stages.cold.output.merge=false", "--resume"), "stages.cold.adapter"),
+        (("--from", "gpro"), "--from gpro: no such stage; nearest: grpo"),
+        (("output.dir={new}", "--resume"), "does not exist or is empty, so there is nothing to go on with"),
+        (("output.dir={new}", "--from", "cold"), "there is nothing to go on with; leave out --from"),
+    ],
+)  # fmt: skip
+def test_what_does_not_agree(done: Path, run_here: RunHere, arguments: tuple[str, ...], said: str) -> None:
+    given = [argument.replace("{new}", str(done.parent / "new")) for argument in arguments]
+    code, _, errors = run_here("run", done, *given)
+    assert code == 2 and said in errors and len(errors.splitlines()) == 1, errors
+    assert not (done.parent / "new").exists()
+
+
+def test_logging_may_change_when_a_stage_is_done(done: Path, run_here: RunHere) -> None:
+    code, _, errors = run_here("run", done, "stages.cold.trainer.logging_steps=5", "--resume")
+    assert code == 0, errors
+
+
+def change_product(run: Path) -> str:
+    file = run / "grpo" / "model" / "model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, file, {"format": "pt"})
+    return "model.safetensors is not the same since stage grpo was done; put it back as it was, or do the stage again"
+
+
+def remove_product(run: Path) -> str:
+    (run / "grpo" / "model").rename(run / "grpo" / "gone")
+    return "what stage grpo left, is missing; put it back as it was, or do the stage again: --from grpo"
+
+
+def remove_file(run: Path) -> str:
+    (run / "cold" / "merged" / "config.json").unlink()
+    return "config.json is missing since stage cold was done"
+
+
+def change_data(run: Path) -> str:
+    with (run.parent / "data.jsonl").open("a") as file:
+        file.write("\n")
+    return "stages.cold.data.train[0]: "
+
+
+def change_model(run: Path) -> str:
+    with (run.parent / "model" / "config.json").open("a") as file:
+        file.write("\n")
+    return "stages.cold.model.path: "
+
+
+def cut_manifest(run: Path) -> str:
+    text = (run / "manifest.json").read_text()
+    (run / "manifest.json").write_text(text[: len(text) // 2])
+    return "is damaged, so nobody can say what is done (JSONDecodeError"
+
+
+def forge_manifest(run: Path) -> str:
+    manifest = read_manifest(run)
+    manifest["stages"][0]["recipe"]["trainer"]["max_steps"] = 9
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return "(ValueError: the recipe of cold is not that of its hash)"
+
+
+def lead_manifest_astray(run: Path) -> str:
+    manifest = read_manifest(run)
+    manifest["stages"][1]["name"] = "../../elsewhere"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return "(ValueError: the stage '../../elsewhere')"
+
+
+def empty_manifest(run: Path) -> str:
+    (run / "manifest.json").write_text("[]")
+    return "is damaged, so nobody can say what is done"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change_product, remove_product, remove_file, change_data, change_model,
+        cut_manifest, forge_manifest, lead_manifest_astray, empty_manifest,
+    ],
+)  # fmt: skip
+def test_what_was_changed_meanwhile(done: Path, run_here: RunHere, damage: Any) -> None:
+    said = damage(done.parent / "run")
+    code, _, errors = run_here("run", done, "--resume")
+    assert code == 2 and said in errors and len(errors.splitlines()) == 1, errors
+
+
+def test_a_damaged_manifest_is_no_obstacle_to_beginning_again(done: Path, whole: Path) -> None:
+    cut_manifest(done.parent / "run")
+    with pytest.raises(RecipeError, match="is damaged"):
+        run_pipeline(done, from_stage="grpo")
+    run_pipeline(done, from_stage="cold")
+    assert_same(weights(done.parent / "run" / "grpo" / "model"), weights(whole / "grpo" / "model"))
+
+
+def test_other_stages_than_it_began_with(done: Path, run_here: RunHere) -> None:
+    given = json.loads(done.read_text())
+    given["stages"] = {"warm": given["stages"]["cold"]}
+    done.write_text(json.dumps(given))
+    code, _, errors = run_here("run", done, "--resume")
+    assert code == 2 and "was cold and is warm now; put it back, or run from what is there now: --from warm" in errors
+
+
+def test_a_stage_is_not_begun_before_those_that_it_follows(tmp_path: Path) -> None:
+    path = write_pipeline(tmp_path)
+    run_killed(path, False, "between")
+    given = json.loads(path.read_text())
+    given["stages"]["more"] = given["stages"]["grpo"]
+    path.write_text(json.dumps(given))
+    with pytest.raises(RecipeError, match="--from more: grpo, before it, is not done; --resume goes on with that"):
+        run_pipeline(path, from_stage="more")
+
+
+def test_a_folder_with_other_files(tmp_path: Path, run_here: RunHere) -> None:
+    path = write_pipeline(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("x")
+    for arguments in ((), ("--resume",)):
+        code, _, errors = run_here("run", path, *arguments)
+        assert code == 2 and "no pipeline" in errors and len(errors.splitlines()) == 1
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_two_processes(done: Path) -> None:
+    with locked(RunFolder(done.parent / "run")), pytest.raises(TrainingError, match="another process"):
+        run_pipeline(done, resume=True)
+
+
+def test_several_processes_are_not_how_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_pipeline(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(RecipeError, match="launch: in the pipeline starts the others"):
+        run_pipeline(path)
+
+
+def test_a_dry_run(tmp_path: Path, run_here: RunHere) -> None:
+    path = write_pipeline(tmp_path, evaluation=evaluation(tmp_path))
+    code, said, errors = run_here("run", path, "--dry-run")
+    assert code == 0, errors
+    assert "1/2 cold (sft)" in said and "2/2 grpo (grpo)" in said
+    assert "model.path is made by cold; counted here on what that begins with" in said
+    assert "reads model.path: " in said and "(of cold)" in said and "leaves a model: " in said
+    assert said.count("optimizer steps of") == 2 and said.count("parameters") >= 2
+    assert "nothing was run, and nothing written" in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_stages_in_processes_of_their_own(whole: Path, tmp_path: Path) -> None:
+    """Started with `launch`, killed with the pipeline in the middle, and gone on with: the same weights."""
+    path = write_pipeline(tmp_path, launch=["python"], evaluation=evaluation(tmp_path))
+    command = [sys.executable, "-m", "seeklet.finetune", "run", str(path)]
+    environment = os.environ | PLAIN_TERMINAL | {"PYTHONPATH": str(ROOT)}
+    log, checkpoint = tmp_path / "log.txt", tmp_path / "run" / "grpo" / "checkpoints" / "checkpoint-1"
+    with log.open("w") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as process:
+        while not checkpoint.is_dir() and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, log.read_text()
+    wait_until_free(tmp_path / "run" / "grpo")
+    assert not (tmp_path / "run" / "grpo" / "model").exists(), "its process went on without it"
+    resumed = subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step" in resumed.stdout
+    assert_same(weights(tmp_path / "run" / "grpo" / "model"), weights(whole / "grpo" / "model"))
+
+
+def wait_until_free(folder: Path) -> None:
+    """Wait until nobody holds the lock of a folder, which is soon."""
+    for _ in range(200):
+        try:
+            with locked(RunFolder(folder)):
+                return
+        except TrainingError:
+            time.sleep(0.05)
+    raise AssertionError("the process of the stage did not end")
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_in_its_own_process(tmp_path: Path, run_here: RunHere) -> None:
+    path = write_pipeline(tmp_path, launch=["python"])
+    (tmp_path / "data.jsonl").write_text('{"messages": 1}\n')
+    code, _, errors = run_here("run", path)
+    assert code == 2 and "stage cold ended with exit code 2; it has said why above. --resume goes on with it" in errors
