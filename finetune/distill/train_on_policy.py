@@ -13,7 +13,7 @@ from ..evaluation.models import load_tokenizer
 from ..finish import Finished, finish
 from ..metrics import MetricsFile
 from ..progress import training_progress
-from ..prompts.prepare import as_dataset, prepare_prompts, set_template
+from ..prompts.prepare import as_dataset, as_text, prepare_prompts, set_template
 from ..published import public_name
 from ..reasoning import THINK
 from ..recipe import DistillRecipe
@@ -74,8 +74,8 @@ def _train(run: Run[DistillRecipe]) -> DistillResult:
     check_validation(recipe, len(validation))
     counts = f"{len(train):,} prompts to train on, {len(validation):,} held out"
     run.say(counts)
-    texts = (tokenizer.chat_template, teacher_tokenizer.chat_template, recipe.prompts.system)
-    if any(THINK in str(text) for text in texts) and (warning := describe_split_tags(tokenizer)):
+    reasons = THINK in teacher_tokenizer.get_vocab() or THINK in str(teacher_tokenizer.chat_template)
+    if (reasons or THINK in as_text(tokenizer, train[0])) and (warning := describe_split_tags(tokenizer)):
         run.say(f"warning: {warning}")
     set_seed(run.config.seed)
     model = build_training_model(recipe)
