@@ -13,9 +13,10 @@ from .atomic_files import write_text
 from .errors import RecipeError
 from .evaluation.models import load_weights
 from .recipe import RolloutRecipe, as_yaml
-from .rollout import Origin, RejectionSamplingSettings, RolloutReport, fingerprint_weights, rollout
-from .rollout.report import summary_table
-from .rollout.run import ATTEMPTS, DATASET, UNSOLVED
+from .rollout.dataset import Origin
+from .rollout.report import RolloutReport, summary_table
+from .rollout.run import ATTEMPTS, DATASET, UNSOLVED, fingerprint_weights, rollout
+from .rollout.settings import RejectionSamplingSettings
 from .run import without_bars
 from .sampling_inputs import SamplingInputs, check_attempts, read_inputs, sampling_errors_told, say
 from .workers import join_workers

@@ -7,7 +7,7 @@ import pytest
 from seeklet.finetune.evaluation.reasoning_settings import ReasoningEvaluationSettings
 from seeklet.finetune.recipe.fields import FieldReader
 from seeklet.finetune.recipe.yaml_text import Place, Problems, Setting
-from seeklet.finetune.rollout import RejectionSamplingSettings
+from seeklet.finetune.rollout.settings import RejectionSamplingSettings
 from seeklet.finetune.sampling import Sampling
 
 

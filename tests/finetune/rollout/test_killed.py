@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seeklet.finetune.errors import TrainingError
-from seeklet.finetune.rollout import fingerprint_weights
+from seeklet.finetune.rollout.run import fingerprint_weights
 from tests.finetune.rollout.killed import NUM_PROMPTS, SIZES, run
 from tests.modeling.nano import build_ours
 

@@ -18,7 +18,10 @@ from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.errors import DataError, RecipeError, TrainingError
 from seeklet.finetune.prompts.read import Prompt
 from seeklet.finetune.rewards import RewardSet, RewardSettings
-from seeklet.finetune.rollout import Origin, RejectionSamplingSettings, RolloutReport, rollout
+from seeklet.finetune.rollout.dataset import Origin
+from seeklet.finetune.rollout.report import RolloutReport
+from seeklet.finetune.rollout.run import rollout
+from seeklet.finetune.rollout.settings import RejectionSamplingSettings
 from tests.finetune.rollout.attempts import TOKENIZER, made, scripted, sums
 
 EXACT = [RewardSettings("exact")]
