@@ -55,6 +55,8 @@ def finish(
             trained,
             merged,
             _base(recipe),
+            # Weights that were kept in block-fp8 stay in it, and what they take of disk and memory.
+            fp8=recipe.model.fp8 == "keep",
             overwrite=True,
             revision=recipe.model.revision,
             max_shard_gb=recipe.output.max_shard_gb,
