@@ -65,7 +65,9 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         super().__init__(
             model=model,
             args=config,
-            data_collator=_make_collator(bare, tokenizer, joins=seeklet is not None),
+            # Joined rows are one long row, of which attention without a kernel for it takes quadratic time: on CPU that
+            # costs five times what the few padding tokens cost.
+            data_collator=_make_collator(bare, tokenizer, joins=seeklet is not None and config.device.type != "cpu"),
             train_dataset=train,
             eval_dataset=None if validation is None else filled_up(validation, num_evaluated),
             processing_class=tokenizer,
