@@ -13,8 +13,9 @@ from ..evaluation.reasoning import evaluate_reasoning
 from ..evaluation.reasoning_report import JSON
 from ..evaluation.reasoning_results import ReasoningReport, read_reasoning_report
 from ..published import without_folders
+from ..reasoning_stage import read_problems
 from ..run import without_bars
-from ..sampling_inputs import read_inputs, sampling_errors_told
+from ..sampling_inputs import sampling_errors_told
 from .hashes import hash_model
 from .inputs import hash_inputs
 from .manifest import hash_recipe, plain_recipe
@@ -73,13 +74,11 @@ def evaluate_model(
     # In a log file the bars of loading would be lines and lines.
     quiet = nullcontext() if console.is_terminal else without_bars()
     with quiet, sampling_errors_told("evaluation", "; --resume goes on with the evaluation"):
-        inputs = read_inputs(
-            settings, recipe.prompts, recipe.rewards, recipe.evaluation.chat_template, leave_out_long=True
-        )
+        inputs, problems = read_problems(replace(recipe, model=settings))
         return evaluate_reasoning(
             load_weights(inputs.weights),
             inputs.tokenizer,
-            inputs.prompts,
+            problems,
             inputs.rewards,
             # The tokenizer has the template now.
             replace(recipe.evaluation, chat_template=None),

@@ -15,11 +15,13 @@ from rich.console import Console
 from ..atomic_files import write_text
 from ..card import versions
 from ..carry_out import carry_out
-from ..errors import RecipeError
+from ..errors import RecipeError, TrainingError
 from ..evaluation.reasoning_report import write_stages
 from ..evaluation.reasoning_results import ReasoningReport
-from ..recipe import as_yaml
+from ..recipe import ReasoningRecipe, RolloutRecipe, as_yaml
+from ..rollout.report import MARKDOWN as ROLLOUT_REPORT
 from ..run_folder import RunFolder, locked
+from .checks import check_stages
 from .evaluate import evaluate_model, evaluation_key, first_model_sha256, read_evaluation
 from .hashes import hash_product, hash_together
 from .inputs import hash_inputs
@@ -89,6 +91,7 @@ def run_pipeline(
         )
     pipeline = load_pipeline(path, overrides)
     console = console or Console(highlight=False)
+    check_stages(pipeline)
     begin = find_begin(pipeline, resume, from_stage)
     with locked(RunFolder(pipeline.folder)):
         return _Running(pipeline, begin(), console).run()
@@ -134,11 +137,17 @@ class _Running:
         file = self.folder / f"{stage.name}.yaml"
         write_text(file, as_yaml(stage.recipe))
         start = time.monotonic()
-        if stage.launch:
+        # An evaluation lays its model out over all GPUs by itself.
+        if stage.launch and not isinstance(stage.recipe, ReasoningRecipe):
             run_launched(stage, file, resume)
         else:
             carry_out(stage.recipe, resume=resume, console=self.console)
         _let_go()
+        if isinstance(stage.recipe, RolloutRecipe) and not stage.product.stat().st_size:
+            raise TrainingError(
+                f"stage {stage.name} kept no row, so there is nothing to go on with; {stage.folder / ROLLOUT_REPORT} "
+                "says why. With other filters in its sampling section, --resume takes the same attempts"
+            )
         record.seconds = time.monotonic() - start
         record.files = hash_product(stage.product)
         record.product = stage.product.relative_to(self.folder).as_posix()
@@ -149,15 +158,16 @@ class _Running:
 
     def _begin(self, stage: Stage) -> tuple[StageRecord, bool]:
         """Return the record of a stage that is not done, and whether it goes on."""
-        record = self.manifest.stages.get(stage.name)
+        before = self.manifest.stages.get(stage.name)
         recipe = plain_recipe(stage)
         products = {name: each.product_sha256 for name, each in self.manifest.stages.items() if each.product_sha256}
         inputs = hash_inputs(stage, products)
-        if record is None:
-            digest = hash_recipe(recipe)
-            record = StageRecord(stage.name, stage.kind, recipe, digest, inputs, versions(), _now())
-            self.manifest.stages[stage.name] = record
-            self.manifest.write(self.folder)
+        begun = before.begun if before else _now()
+        # Also of one that goes on: what may change then may have.
+        record = StageRecord(stage.name, stage.kind, recipe, hash_recipe(recipe), inputs, versions(), begun)
+        self.manifest.stages[stage.name] = record
+        self.manifest.write(self.folder)
+        if before is None:
             return record, False
         if RunFolder(stage.folder).recipe.is_file():
             return record, True

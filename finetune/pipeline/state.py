@@ -5,7 +5,9 @@ from pathlib import Path
 
 from ..checkpoints import delete_checkpoint
 from ..errors import RecipeError
+from ..recipe import RolloutRecipe
 from ..recipe.messages import find_nearest
+from ..rollout_stage import FILTERS
 from .hashes import hash_product
 from .inputs import changed_input, hash_inputs
 from .manifest import Manifest, StageRecord, changed_keys, hash_recipe, plain_recipe, read_manifest
@@ -74,10 +76,10 @@ def _read_agreeing(pipeline: Pipeline, from_stage: str | None) -> Manifest:
     for name, record in manifest.stages.items():
         stage = pipeline.stage(name)
         _check_recipe(pipeline, stage, record)
+        _check_inputs(stage, record, products)
         if not record.is_done:
             break
         assert record.product_sha256 is not None
-        _check_inputs(stage, record, products)
         _check_product(stage, record)
         products[name] = record.product_sha256
     if from_stage is not None and (missing := names[len(products) : names.index(from_stage)]):
@@ -90,6 +92,9 @@ def _check_recipe(pipeline: Pipeline, stage: Stage, record: StageRecord) -> None
     if hash_recipe(now) == record.recipe_sha256:
         return
     changed = changed_keys(record.recipe, now)
+    if isinstance(stage.recipe, RolloutRecipe) and not record.is_done:
+        # What is kept of the attempts is decided at the end.
+        changed = [each for each in changed if each[0].removeprefix("sampling.").partition(".")[0] not in FILTERS]
     if changed:
         key, before, value = changed[0]
         more = f", and {len(changed) - 1} more keys differ" if len(changed) > 1 else ""

@@ -1,0 +1,44 @@
+"""What can be known to be wrong with late stages before the first one runs, beyond their recipes' text."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import RecipeError
+from ..recipe import TrainingRecipe
+from ..rewards import RewardSet
+from ..run_folder import RunFolder
+from ..trainer_settings import make_distill_config, make_grpo_config, make_sft_config, make_topk_config
+from .settings import Pipeline
+
+# Of each training stage: what makes TRL's config, and checks it.
+MAKERS: Mapping[str, Callable[..., Any]] = {
+    "sft": make_sft_config,
+    "grpo": make_grpo_config,
+    "distill": make_distill_config,
+    "distill-topk": make_topk_config,
+}
+
+
+def check_stages(pipeline: Pipeline) -> None:
+    """Check rewards and trainer settings of all stages: a mistake in the last one would show after days.
+
+    Raises:
+        RecipeError: some are wrong; a line for each stage.
+    """
+    problems = []
+    for stage in pipeline.stages:
+        try:
+            if rewards := getattr(stage.recipe, "rewards", ()):
+                RewardSet(rewards)
+            # Batches depend on how many processes there are: those that launch starts check them.
+            if isinstance(stage.recipe, TrainingRecipe) and not stage.launch:
+                MAKERS[stage.kind](stage.recipe, RunFolder.of(stage.recipe).checkpoints)
+        except RecipeError as error:
+            problems.append(f"stages.{stage.name}: {error}")
+    if pipeline.evaluation is not None:
+        try:
+            RewardSet(pipeline.evaluation.rewards)
+        except RecipeError as error:
+            problems.append(f"evaluation: {error}")
+    if problems:
+        raise RecipeError("\n".join(problems))
