@@ -22,7 +22,12 @@ def set_template(tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -
     Raises:
         DataError: there is none.
     """
-    tokenizer.chat_template = served_template(choose_template(tokenizer, settings.chat_template, assistant_only=False))
+    try:
+        template = choose_template(tokenizer, settings.chat_template, assistant_only=False)
+    except DataError as error:
+        # It knows the section `data` only.
+        raise DataError(str(error).replace("data.chat_template", "prompts.chat_template")) from None
+    tokenizer.chat_template = served_template(template)
 
 
 def prepare_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], list[Prompt]]:
