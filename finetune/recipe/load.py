@@ -51,8 +51,9 @@ def read_recipe(tree: Setting, problems: Problems, of: type[R] = Recipe, to_come
     stages = {stage: recipe for stage, recipe in STAGES.items() if issubclass(recipe, of)}
     stage = strip_places(given["stage"]) if "stage" in given else None
     known_stage = stage if isinstance(stage, str) and stage in stages else None
-    if isinstance(stage, str) and stage in STAGES and known_stage is None:
-        said = f"stage: {stage} is not of this command; its own is: seeklet {COMMANDS.get(stage, 'train')} RECIPE"
+    command = COMMANDS.get(stage, "train") if isinstance(stage, str) and stage in STAGES else None
+    if command is not None and command not in {COMMANDS.get(each, "train") for each in stages}:
+        said = f"stage: {stage} is not of this command; its own is: seeklet {command} RECIPE"
         problems.add(given["stage"].place, said)
         return None
     if "stage" in given and known_stage is None:
