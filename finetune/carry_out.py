@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .recipe import StageRecipe, TrainingRecipe
+from .recipe import RolloutRecipe, StageRecipe, TrainingRecipe
 
 # Module and function of each stage.
 FUNCTIONS = {
@@ -21,6 +21,7 @@ DRY_RUNS = {
     "grpo": ("dry_run", "show_grpo_dry_run"),
     "distill": ("distill.dry_run", "show_distill_dry_run"),
     "distill-topk": ("distill.dry_run", "show_topk_dry_run"),
+    "rollout": ("rollout_dry_run", "show_rollout_dry_run"),
 }
 
 
@@ -33,8 +34,8 @@ def carry_out(recipe: StageRecipe, *, resume: bool = False, console: Console | N
     return _find(*FUNCTIONS[recipe.stage])(recipe, resume=resume, console=console)
 
 
-def show_training(recipe: TrainingRecipe, console: Console) -> None:
-    """Print what training as a recipe says would do; nothing is written.
+def show_training(recipe: TrainingRecipe | RolloutRecipe, console: Console) -> None:
+    """Print what training or sampling as a recipe says would do; nothing is written.
 
     Raises:
         SeekletError: as the stage's own function.

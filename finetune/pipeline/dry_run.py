@@ -6,8 +6,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from ..carry_out import show_training
-from ..evaluation.models import is_model
-from ..recipe import StageRecipe, TrainingRecipe, as_yaml
+from ..recipe import RolloutRecipe, StageRecipe, TrainingRecipe, as_yaml
 from .inputs import list_inputs
 from .settings import Pipeline, Stage, product_kind
 
@@ -40,7 +39,7 @@ def _show_stage(pipeline: Pipeline, stage: Stage, console: Console) -> None:
         _say(console, f"started with: {' '.join(stage.launch)}")
     to_come = [key for key, name in stage.references.items() if not pipeline.stage(name).product.exists()]
     data = [key for key in to_come if not key.endswith(".path")]
-    if not isinstance(stage.recipe, TrainingRecipe) or data:
+    if data or not isinstance(stage.recipe, TrainingRecipe | RolloutRecipe):
         if data:
             _say(console, f"{data[0]} is made by {stage.references[data[0]]}: its tokens cannot be counted yet")
         _print_recipe(stage.recipe, console)
@@ -54,9 +53,8 @@ def with_first_models(pipeline: Pipeline, stage: Stage, recipe: R) -> R:
     """Return a stage's recipe, models that earlier stages have yet to make replaced by what those begin with."""
     for key in ("model", "teacher"):
         name = stage.references.get(f"{key}.path")
-        if name is None or is_model(pipeline.stage(name).product):
+        if name is None or (before := pipeline.stage(name)).product.exists():
             continue
-        before = pipeline.stage(name)
         first = with_first_models(pipeline, before, before.recipe).model
         own = getattr(recipe, key)
         model = replace(own, path=first.path, revision=first.revision, tokenizer=own.tokenizer or first.tokenizer)

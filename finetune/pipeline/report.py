@@ -13,9 +13,10 @@ from ..evaluation.reasoning_report import PLOT, STAGES_PLOT, show, stage_rows
 from ..evaluation.reasoning_results import ProblemResult, ReasoningReport
 from ..metrics import read_metrics
 from ..published import public_name, without_folders
-from ..recipe import RolloutRecipe
+from ..recipe import ReasoningRecipe, RolloutRecipe
 from ..recipe.yaml_text import write_yaml
 from ..rollout import report as rollout_report
+from .evaluate import read_evaluation
 from .manifest import Manifest, StageRecord, plain_recipe
 from .settings import BEFORE, REPORT, Pipeline, Stage
 
@@ -84,7 +85,7 @@ def _rows(
             shown = f"{steps:,}" if steps else "–"
             yield (
                 *(stage.name, stage.kind, _model(stage), shown, show_time(seconds)),
-                _pass_at_1(reports, stage.name),
+                _pass_at_1({**reports, **_own_report(stage)}, stage.name),
             )
 
 
@@ -94,6 +95,12 @@ def _is_done(manifest: Manifest, stage: Stage) -> bool:
 
 def _pass_at_1(reports: Mapping[str, ReasoningReport], name: str) -> str:
     return show(reports[name].figures[PASS_AT_1], PASS_AT_1) if name in reports else "–"
+
+
+def _own_report(stage: Stage) -> dict[str, ReasoningReport]:
+    """Return the figures of a stage that is an evaluation, by its name; they may be of other problems."""
+    report = read_evaluation(stage.folder) if isinstance(stage.recipe, ReasoningRecipe) else None
+    return {} if report is None else {stage.name: report}
 
 
 def _model(stage: Stage, key: str = "model") -> str:
@@ -132,8 +139,8 @@ def _stage_sections(
     plots += [file for file in (stage.folder / PLOT, stage.folder / "evaluation" / PLOT) if file.is_file()]
     for file in plots:
         yield f"![{file.stem}]({file.relative_to(pipeline.folder).as_posix()})"
-    if report is not None:
-        yield from _examples(report)
+    if (shown := report or _own_report(stage).get(stage.name)) is not None:
+        yield from _examples(shown)
     elif isinstance(stage.recipe, RolloutRecipe):
         yield from _rows_shown(stage.product)
 

@@ -1,5 +1,6 @@
 """Every pipeline that comes with seeklet, two steps a stage, on nano models of its own architectures."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from seeklet.finetune.pipeline import Pipeline, load_pipeline, run_pipeline
+from seeklet.finetune.pipeline.dry_run import show_pipeline
 from seeklet.finetune.recipe import TrainingRecipe
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 from tests.finetune.pipeline.nano import write_rows
@@ -55,6 +58,11 @@ def test_two_steps_of_each_stage(file: Path, tmp_path: Path, monkeypatch: pytest
     small = tmp_path / file.name
     given = shrink(yaml.safe_load(file.read_text()), load_pipeline(file), tmp_path)
     small.write_text(yaml.safe_dump(given, sort_keys=False))
+    console = Console(file=io.StringIO(), width=200)
+    show_pipeline(load_pipeline(small), console)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "nothing was run, and nothing written" in said and not (tmp_path / "run").exists()
+    assert said.count(" is made by ") == sum(len(stage.references) for stage in load_pipeline(small).stages)
     result = run_pipeline(small)
     assert result.before is not None and len(result.stages) == len(load_pipeline(file).stages)
     for stage, done in zip(load_pipeline(small).stages, result.stages, strict=True):
