@@ -118,6 +118,15 @@ def test_two_processes_make_the_same_dataset(root: Path, done: Path) -> None:
     assert (root / "two" / "dataset.jsonl").read_bytes() == (done / "dataset.jsonl").read_bytes()
 
 
+def test_a_gpu_for_each_process(root: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "8")
+    code, _, errors = run_here("rollout", root / "rollout.yaml", f"output.dir={root / 'eight'}")
+    assert (code, errors) == (2, "8 processes were started, and there are 4 GPUs; allowed: one process for each\n")
+    assert not (root / "eight").exists()
+
+
 def test_ctrl_c_says_how_to_go_on(root: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
     make, calls = Attempts.make, []
 
