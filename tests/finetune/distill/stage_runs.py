@@ -26,10 +26,15 @@ TRAINER: dict[str, Any] = {
 }
 
 
-def write_recipe(folder: Path, stage: str, kind: str = TEACHER, **sections: Any) -> Path:
-    """Write a student, a teacher of a kind, data and a recipe for 6 steps into `folder`; it writes to `folder/run`."""
+def write_recipe(folder: Path, stage: str, kind: str = TEACHER, student: str = STUDENT, **sections: Any) -> Path:
+    """Write a student and a teacher of some kinds, data and a recipe for 6 steps into `folder`.
+
+    It writes to `folder/run`. A student of Moonlight's kind has multi-token prediction.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    build_checkpoint(STUDENT, folder / "model")
+    is_mixture = "Moonlight" in student
+    build_checkpoint(student, folder / "model", **{"num_nextn_predict_layers": 1} if is_mixture else {})
+    template = "moonlight" if is_mixture else "smollm2"
     build_checkpoint(kind, folder / "teacher", num_hidden_layers=3)
     trainer = TRAINER | ({"max_completion_length": 6} if stage == "distill" else {})
     recipe: dict[str, Any] = {
@@ -46,13 +51,13 @@ def write_recipe(folder: Path, stage: str, kind: str = TEACHER, **sections: Any)
             "train": str(folder / "prompts.jsonl"),
             "validation": 0.3,
             "max_tokens": 64,
-            "chat_template": "smollm2",
+            "chat_template": template,
         }
     else:
         recipe["data"] = {
             "train": str(write_data(folder / "data.jsonl")),
             "validation": [str(write_data(folder / "held_out.jsonl", 3))],
-            "chat_template": "smollm2",
+            "chat_template": template,
             "max_tokens": 128,
             "on_duplicate": "drop",
             "scan": False,
