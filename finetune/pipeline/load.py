@@ -9,12 +9,13 @@ from typing import Any
 
 from ..recipe import ReasoningRecipe, StageRecipe, read_recipe
 from ..recipe.fields import INVALID, FieldReader
+from ..recipe.load import COMMANDS
 from ..recipe.yaml_text import Place, Problems, Setting, apply_overrides, read_recipe_file
 from .references import References
 from .settings import BEFORE, STAGE_NAME, Pipeline, PipelineSettings, Stage, Text
 
 MOVED = {
-    "stage": "is of a recipe of a single stage, which seeklet train carries out; a pipeline has stages",
+    "stage": "belongs to a stage: stages.NAME.stage",
     **dict.fromkeys(("model", "data", "prompts", "rewards", "trainer", "adapter"), "belongs to a stage: stages.NAME.…"),
 }
 # Of the section evaluation, what is not a setting of the evaluation itself.
@@ -29,9 +30,13 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """
     problems = Problems()
     tree = apply_overrides(read_recipe_file(Path(path)), overrides, problems)
-    settings = FieldReader(MOVED, problems).read_section(PipelineSettings, tree, "")
     given = tree.value
     assert isinstance(given, dict)
+    if "stage" in given and "stages" not in given:
+        command = COMMANDS.get(str(given["stage"].value), "train")
+        problems.add(given["stage"].place, f"stage: a recipe of one; its command is: seeklet {command} RECIPE")
+        problems.raise_if_any()
+    settings = FieldReader(MOVED, problems).read_section(PipelineSettings, tree, "")
     # Without a folder the stages are read on, so that what is wrong with them is told as well.
     folder = Path("runs") if settings is INVALID else Path(settings.output.dir)
     launch = () if settings is INVALID else settings.launch

@@ -29,7 +29,7 @@ from .launch import run_launched
 from .load import load_pipeline
 from .manifest import Manifest, StageRecord, hash_recipe, plain_recipe
 from .report import say_stages, write_report
-from .settings import BEFORE, Pipeline, Stage
+from .settings import BEFORE, REPORT, Pipeline, Stage
 from .state import find_begin
 
 
@@ -107,29 +107,37 @@ class _Running:
         self.results: list[StageResult] = []
 
     def run(self) -> PipelineResult:
-        number = len(self.pipeline.stages)
         self.manifest.write(self.folder)
-        if self.pipeline.evaluation is not None:
-            self._evaluate(None)
-        for index, stage in enumerate(self.pipeline.stages):
-            self.console.rule(f"{index + 1}/{number} {stage.name} ({stage.kind})")
-            record = self.manifest.stages.get(stage.name)
-            skipped = record is not None and record.is_done
-            if skipped:
-                self._say("done already")
-            else:
-                record = self._carry_out(stage)
-            assert record is not None and record.seconds is not None
-            if self.pipeline.evaluation is not None and stage.trains:
-                self._evaluate(stage)
-            evaluation = self.reports.get(stage.name)
-            self.results.append(StageResult(stage.name, stage.kind, stage.product, record.seconds, skipped, evaluation))
-            if not skipped or index + 1 == number:
-                self._write_report()
+        try:
+            if self.pipeline.evaluation is not None:
+                self._evaluate(None)
+            for index, stage in enumerate(self.pipeline.stages):
+                self._run_stage(index, stage)
+        except KeyboardInterrupt:
+            done = len(self.results)
+            self._say(f"Stopped: {done} of {len(self.pipeline.stages)} stages are done; seeklet run --resume goes on")
+            raise
         self.console.print(say_stages(self.pipeline, self.manifest, self.reports))
-        report = write_report(self.pipeline, self.manifest, self.reports)
+        report = self.folder / REPORT
         self._say(f"Report: {report}")
         return PipelineResult(self.folder, report, self.reports.get(BEFORE), tuple(self.results))
+
+    def _run_stage(self, index: int, stage: Stage) -> None:
+        number = len(self.pipeline.stages)
+        self.console.rule(f"{index + 1}/{number} {stage.name} ({stage.kind})")
+        record = self.manifest.stages.get(stage.name)
+        skipped = record is not None and record.is_done
+        if skipped:
+            self._say("done already")
+        else:
+            record = self._carry_out(stage)
+        assert record is not None and record.seconds is not None
+        if self.pipeline.evaluation is not None and stage.trains:
+            self._evaluate(stage)
+        evaluation = self.reports.get(stage.name)
+        self.results.append(StageResult(stage.name, stage.kind, stage.product, record.seconds, skipped, evaluation))
+        if not skipped or index + 1 == number:
+            self._write_report()
 
     def _carry_out(self, stage: Stage) -> StageRecord:
         """Return the record of a stage when it is done."""

@@ -48,6 +48,9 @@ def read_recipe(tree: Setting, problems: Problems, of: type[R] = Recipe, to_come
     before = len(problems.found)
     given = tree.value
     assert isinstance(given, dict)
+    if "stages" in given and "stage" not in given:
+        problems.add(given["stages"].place, "stages: is of a pipeline; its command is: seeklet run PIPELINE")
+        return None
     stages = {stage: recipe for stage, recipe in STAGES.items() if issubclass(recipe, of)}
     stage = strip_places(given["stage"]) if "stage" in given else None
     known_stage = stage if isinstance(stage, str) and stage in stages else None
@@ -102,7 +105,12 @@ def _list_moved_keys(stage: str | None) -> dict[str, str]:
             places.setdefault(each.name, []).append(section)
     trained = stage if stage in CONFIG_CLASSES else None
     trainer = {name: f"belongs to trainer.{name}" for name in (list_trainer_fields(trained) if trained else ())}
-    elsewhere = {key: f"belongs to {found[0]}.{key}" for key, found in places.items() if len(found) == 1}
+    elsewhere = {
+        key: f"belongs to {found[0]}.{key}"
+        for key, found in places.items()
+        # A temperature without a section is more likely meant for training than for the evaluation of it.
+        if len(found) == 1 and not (found == ["evaluation"] and key in trainer)
+    }
     return trainer | set_by_seeklet(trained) | elsewhere | MOVED
 
 

@@ -8,7 +8,11 @@ import pytest
 
 from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.pipeline import load_pipeline
+from tests.finetune.conftest import RunHere
+from tests.finetune.nano_checkpoints import ROOT
 from tests.finetune.pipeline.nano import stages, write_pipeline, write_rows
+
+PIPELINE = "pipeline_r1_qwen2.5-7b_math_8xh200.yaml"
 
 
 def rollout(**changes: Any) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def test_launch_is_the_pipelines_or_the_stages_own(tmp_path: Path) -> None:
         ("stages.more=1", "stages.more: expected a section"),
         ("stages={}", "stages: is empty"),
         ("stages=null", "stages: expected a section, got null"),
-        ("stage=sft", "stage: is of a recipe of a single stage"),
+        ("stage=sft", "stage: belongs to a stage: stages.NAME.stage"),
         ("lanch=[]", "lanch: unknown key; nearest: launch"),
         ("launch=[no-such-program]", "launch: there is no program no-such-program"),
         ("stages.grpo.launch=[no-such-program]", "stages.grpo.launch: there is no program no-such-program"),
@@ -142,3 +146,12 @@ def test_rows_for_a_pipeline_that_lacks_its_first_model(tmp_path: Path) -> None:
     assert [line.partition(": ")[2] for line in str(caught.value).splitlines()] == [
         "stages.cold: model.path: ./gone: no such folder, and no name on the Hub (owner/name)"
     ]
+
+
+def test_recipes_and_pipelines_are_each_told_their_command(run_here: RunHere) -> None:
+    recipe, pipeline = (ROOT / "recipes" / name for name in ("grpo_qwen2.5-7b_maths-r1_8xh200.yaml", PIPELINE))
+    code, _, errors = run_here("run", recipe)
+    assert code == 2 and errors.endswith("stage: a recipe of one; its command is: seeklet train RECIPE\n")
+    code, _, errors = run_here("train", pipeline)
+    assert code == 2 and errors.endswith("stages: is of a pipeline; its command is: seeklet run PIPELINE\n")
+    assert len(errors.splitlines()) == 1

@@ -7,63 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from seeklet.finetune import grpo, grpo_trainer
 from seeklet.finetune.errors import RecipeError, TrainingError
-from seeklet.finetune.pipeline import manifest as manifests
 from seeklet.finetune.pipeline import run_pipeline
 from seeklet.finetune.run_folder import RunFolder, locked
 from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT
+from tests.finetune.pipeline.killed import read_manifest, run_killed
 from tests.finetune.pipeline.nano import evaluation, weights, write_pipeline
-from tests.finetune.sft_runs import KillAt, start_process
+from tests.finetune.pipeline.test_changes import cut_manifest
 from tests.modeling.tensors import assert_same
-
-
-def run_and_die(path: Path, resume: bool, moment: str) -> None:
-    """Run in this process, which kills itself behind a step of GRPO, or when the first stage has been noted as done."""
-    torch.set_num_threads(1)
-    if moment == "step":
-        original = grpo_trainer.SeekletGRPOTrainer
-
-        class Killed(original):
-            def __init__(self, *args: Any, callbacks: Any = (), **kwargs: Any):
-                super().__init__(*args, callbacks=[*callbacks, KillAt(2)], **kwargs)
-
-        grpo.SeekletGRPOTrainer = Killed  # pyright: ignore[reportPrivateImportUsage]
-    elif moment == "between":
-        write = manifests.Manifest.write
-
-        def write_and_die(self: manifests.Manifest, folder: Path) -> None:
-            write(self, folder)
-            if any(record.is_done for record in self.stages.values()):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        manifests.Manifest.write = write_and_die
-    run_pipeline(path, resume=resume)
-
-
-def run_killed(path: Path, resume: bool, moment: str) -> None:
-    process = start_process(run_and_die, path, resume, moment)
-    process.join()
-    assert process.exitcode == (0 if moment == "never" else -signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a pipeline that nothing has interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    run_killed(write_pipeline(folder, evaluation=evaluation(folder)), False, "never")
-    return folder / "run"
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
 
 
 def test_what_it_leaves(whole: Path) -> None:
@@ -97,24 +52,6 @@ def test_killed_and_gone_on_with_it_is_the_same(whole: Path, tmp_path: Path, mom
         assert_same(weights(tmp_path / "run" / product), weights(whole / product))
     figures = [json.loads((run / "stages.json").read_text()) for run in (tmp_path / "run", whole)]
     assert [each["figures"] for each in figures[0]] == [each["figures"] for each in figures[1]]
-
-
-@pytest.fixture
-def done(whole: Path, tmp_path: Path) -> Path:
-    """Return the file of a pipeline that is done, in a folder of its own: a moved one goes on."""
-    path = write_pipeline(tmp_path, evaluation=evaluation(tmp_path))
-    subprocess.run(["cp", "-r", str(whole), str(tmp_path / "run")], check=True)
-    text = (tmp_path / "run" / "manifest.json").read_text()
-    # The model and the data that the user named are where they were.
-    (tmp_path / "run" / "manifest.json").write_text(_moved(text, whole.parent, tmp_path))
-    return path
-
-
-def _moved(text: str, before: Path, after: Path) -> str:
-    manifest = json.loads(text.replace(str(before), str(after)))
-    for record in manifest["stages"]:
-        record["recipe_sha256"] = manifests.hash_recipe(record["recipe"])
-    return json.dumps(manifest)
 
 
 def test_what_is_done_is_not_done_again(done: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,74 +102,6 @@ def test_what_does_not_agree(done: Path, run_here: RunHere, arguments: tuple[str
 def test_logging_may_change_when_a_stage_is_done(done: Path, run_here: RunHere) -> None:
     code, _, errors = run_here("run", done, "stages.cold.trainer.logging_steps=5", "--resume")
     assert code == 0, errors
-
-
-def change_product(run: Path) -> str:
-    file = run / "grpo" / "model" / "model.safetensors"
-    tensors = load_file(file)
-    next(iter(tensors.values())).view(-1)[0] += 1
-    save_file(tensors, file, {"format": "pt"})
-    return "model.safetensors is not the same since stage grpo was done; put it back as it was, or do the stage again"
-
-
-def remove_product(run: Path) -> str:
-    (run / "grpo" / "model").rename(run / "grpo" / "gone")
-    return "what stage grpo left, is missing; put it back as it was, or do the stage again: --from grpo"
-
-
-def remove_file(run: Path) -> str:
-    (run / "cold" / "merged" / "config.json").unlink()
-    return "config.json is missing since stage cold was done"
-
-
-def change_data(run: Path) -> str:
-    with (run.parent / "data.jsonl").open("a") as file:
-        file.write("\n")
-    return "stages.cold.data.train[0]: "
-
-
-def change_model(run: Path) -> str:
-    with (run.parent / "model" / "config.json").open("a") as file:
-        file.write("\n")
-    return "stages.cold.model.path: "
-
-
-def cut_manifest(run: Path) -> str:
-    text = (run / "manifest.json").read_text()
-    (run / "manifest.json").write_text(text[: len(text) // 2])
-    return "is damaged, so nobody can say what is done (JSONDecodeError"
-
-
-def forge_manifest(run: Path) -> str:
-    manifest = read_manifest(run)
-    manifest["stages"][0]["recipe"]["trainer"]["max_steps"] = 9
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    return "(ValueError: the recipe of cold is not that of its hash)"
-
-
-def lead_manifest_astray(run: Path) -> str:
-    manifest = read_manifest(run)
-    manifest["stages"][1]["name"] = "../../elsewhere"
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    return "(ValueError: the stage '../../elsewhere')"
-
-
-def empty_manifest(run: Path) -> str:
-    (run / "manifest.json").write_text("[]")
-    return "is damaged, so nobody can say what is done"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        change_product, remove_product, remove_file, change_data, change_model,
-        cut_manifest, forge_manifest, lead_manifest_astray, empty_manifest,
-    ],
-)  # fmt: skip
-def test_what_was_changed_meanwhile(done: Path, run_here: RunHere, damage: Any) -> None:
-    said = damage(done.parent / "run")
-    code, _, errors = run_here("run", done, "--resume")
-    assert code == 2 and said in errors and len(errors.splitlines()) == 1, errors
 
 
 def test_a_damaged_manifest_is_no_obstacle_to_beginning_again(done: Path, whole: Path) -> None:
