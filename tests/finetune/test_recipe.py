@@ -11,10 +11,12 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.distill.settings import CacheSettings, OfflineSettings, OnPolicySettings
+from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.evaluation.reasoning_settings import ReasoningEvaluationSettings
 from seeklet.finetune.prompts.settings import PromptSettings
 from seeklet.finetune.recipe import (
     EvaluationSettings,
+    GrpoRecipe,
     ModelSettings,
     MoeSettings,
     OutputSettings,
@@ -38,6 +40,8 @@ from seeklet.finetune.trainer_settings import FIXED
 from tests.finetune.nano_checkpoints import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+# A pipeline has recipes for stages.
+OF_ONE_STAGE = [file for file in RECIPES if not file.stem.startswith("pipeline_")]
 SECTIONS = (
     ModelSettings,
     DataSettings,
@@ -141,7 +145,7 @@ def test_fields_that_seeklet_sets_are_fields_of_trl() -> None:
         assert set(changes) <= set(list_trainer_fields(stage))
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", OF_ONE_STAGE, ids=lambda file: file.stem)
 def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(file, (), StageRecipe)
@@ -162,7 +166,7 @@ def test_recipe_loads_and_its_header_is_complete(file: Path, monkeypatch: pytest
         assert ("cpu" in hardware) == bool(recipe.trainer.get("use_cpu"))
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", OF_ONE_STAGE, ids=lambda file: file.stem)
 def test_recipe_says_each_thing_by_itself(file: Path) -> None:
     """No default that may change is left to a later version: what matters to a result stands in the file."""
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -205,3 +209,10 @@ def test_whole_recipe_is_shown_with_its_defaults(folder: Path) -> None:
     assert shown.keys() == {each.name for each in fields(Recipe)}
     assert shown["data"]["validation"] == 0.05
     assert shown["evaluation"]["metrics"] == ["loss"]
+
+
+def test_what_sampling_needs_in_training_is_not_taken_for_its_evaluations(folder: Path) -> None:
+    recipe = "stage: grpo\nmodel: {path: some/model}\nprompts: {train: data.jsonl}\nrewards: [{kind: exact}]\n"
+    (folder / "r.yaml").write_text(f"{recipe}temperature: 1.0\noutput: {{dir: runs/x}}\n")
+    with pytest.raises(RecipeError, match=r"^r\.yaml:5: temperature: belongs to trainer\.temperature$"):
+        load_recipe("r.yaml", (), GrpoRecipe)
