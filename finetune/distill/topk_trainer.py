@@ -3,7 +3,7 @@
 # B rows, S positions, N labelled positions, K tokens kept
 
 from collections.abc import Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ from .student_pass import bare_model, run_student
 from .topk_reader import TopKCache, TopKCollator
 
 PARTS = ("divergence", "mtp_loss", "balance_loss")
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """The loss of a batch and its parts. A dataclass, since DDP looks for what has a gradient in no plain object."""
+
+    loss: torch.Tensor
+    divergence: torch.Tensor
+    mtp_loss: torch.Tensor | None = None
+    balance_loss: torch.Tensor | None = None
 
 
 class SeekletTopKTrainer(SeekletSFTTrainer):
@@ -99,7 +109,9 @@ class SeekletTopKTrainer(SeekletSFTTrainer):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
-    def _divergence(self, student: nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor) -> Any:
+    def _divergence(
+        self, student: nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor
+    ) -> "StudentLoss":
         """Return the loss and its parts."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         given = (inputs["input_ids"], mask, labels, num_items, self._student_mtp_loss, inputs.get("position_ids"))
@@ -121,5 +133,4 @@ class SeekletTopKTrainer(SeekletSFTTrainer):
         )
         divergence = found.divergence.sum() / num_items
         loss = divergence if passed.extra_loss is None else divergence + passed.extra_loss
-        parts = {"mtp_loss": None, "balance_loss": None, **passed.parts}
-        return SimpleNamespace(loss=loss, divergence=divergence.detach(), **parts)
+        return StudentLoss(loss, divergence.detach(), **passed.parts)
