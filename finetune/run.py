@@ -25,7 +25,7 @@ R = TypeVar("R", bound=TrainingRecipe)
 
 _SMALLER = (
     "lower trainer.per_device_train_batch_size (and raise trainer.gradient_accumulation_steps by as much), "
-    "lower data.max_tokens, or set trainer.gradient_checkpointing: true"
+    "lower {length}, or set trainer.gradient_checkpointing: true"
 )
 
 
@@ -96,7 +96,8 @@ def running(recipe: R, config: Any, resume: bool, console: Console | None) -> It
     lock: AbstractContextManager[None] = locked(folder) if is_main else nullcontext()
     # In a log file the bars of loading and saving would be lines and lines.
     quiet = nullcontext() if console.is_terminal else without_bars()
-    with lock, _errors_explained(folder, console), quiet:
+    length = "data.max_tokens" if hasattr(recipe, "data") else "trainer.max_completion_length"
+    with lock, _errors_explained(folder, console, _SMALLER.format(length=length)), quiet:
         yield Run(recipe, folder, config, console, last_checkpoint(folder.checkpoints))
 
 
@@ -113,20 +114,20 @@ def without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _errors_explained(folder: RunFolder, console: Console) -> Iterator[None]:
-    """Say where the run can go on from, whatever ends it."""
+def _errors_explained(folder: RunFolder, console: Console, smaller: str) -> Iterator[None]:
+    """Say where the run can go on from, whatever ends it, and what to make `smaller` where memory is full."""
     try:
         yield
     except KeyboardInterrupt:
         console.print(f"Stopped: {_where_to_go_on(folder)}", markup=False, soft_wrap=True)
         raise
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the GPU's memory is full; {_SMALLER}. {_where_to_go_on(folder)}") from error
+        raise TrainingError(f"the GPU's memory is full; {smaller}. {_where_to_go_on(folder)}") from error
     except (MemoryError, RuntimeError) as error:
         # torch has no class of its own for a CPU's memory that is full.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        raise TrainingError(f"this machine's memory is full; {_SMALLER}. {_where_to_go_on(folder)}") from error
+        raise TrainingError(f"this machine's memory is full; {smaller}. {_where_to_go_on(folder)}") from error
     except OSError as error:
         # A disk that is full, or gone, under the metrics, the plots or the merged model.
         raise TrainingError(
