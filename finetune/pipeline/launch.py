@@ -15,6 +15,8 @@ from .settings import Stage
 
 # Of <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
+# As `seeklet.finetune`, but ended with its launcher.
+WORKER = "seeklet.finetune.pipeline.worker"
 # accelerate launch stops its workers when it is told to end, and kills those that do not after 30 s.
 PATIENCE_S = 60
 
@@ -29,8 +31,8 @@ def run_launched(stage: Stage, recipe: Path, resume: bool) -> None:
     command = "rollout" if isinstance(stage.recipe, RolloutRecipe) else "train"
     program = find_program(stage.launch[0])
     assert program is not None
-    words = [program, *stage.launch[1:], "-m", "seeklet.finetune", command, str(recipe)]
-    process = subprocess.Popen([*words, "--resume"] if resume else words, preexec_fn=_die_with_parent())
+    words = [program, *stage.launch[1:], "-m", WORKER, command, str(recipe)]
+    process = subprocess.Popen([*words, "--resume"] if resume else words, preexec_fn=_die_with_parent(os.getpid()))
     try:
         code = process.wait()
     except BaseException:
@@ -55,15 +57,21 @@ def _stop(process: subprocess.Popen) -> None:
             process.kill()
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what a new process calls so that it is told to end when this one has ended; Linux only."""
+def end_with_parent() -> None:
+    """Have this process told to end when the one that started it has ended; Linux only."""
+    if (call := _die_with_parent(os.getppid())) is not None:
+        call()
+
+
+def _die_with_parent(parent: int) -> Callable[[], None] | None:
+    """Return what a process calls so that it is told to end when its parent has ended; Linux only."""
     if sys.platform != "linux":
         return None
     # Looked up here: between fork and exec there may be nobody left to hold the locks that imports take.
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def call() -> None:
-        # SIGTERM and not SIGKILL: accelerate launch then ends its workers, which are no children of ours.
+        # SIGTERM and not SIGKILL: a launcher of several workers then ends them in good order.
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
