@@ -166,7 +166,9 @@ def test_a_dry_run(tmp_path: Path, run_here: RunHere) -> None:
 @pytest.mark.slow
 def test_stages_in_processes_of_their_own(whole: Path, tmp_path: Path) -> None:
     """Started with `launch`, killed with the pipeline in the middle, and gone on with: the same weights."""
-    path = write_pipeline(tmp_path, launch=["python"], evaluation=evaluation(tmp_path))
+    # Ended with SIGTERM, it leaves its worker behind.
+    launch = ["accelerate", "launch", "--cpu", "--num_processes", "1"]
+    path = write_pipeline(tmp_path, launch=launch, evaluation=evaluation(tmp_path))
     command = [sys.executable, "-m", "seeklet.finetune", "run", str(path)]
     environment = os.environ | PLAIN_TERMINAL | {"PYTHONPATH": str(ROOT)}
     log, checkpoint = tmp_path / "log.txt", tmp_path / "run" / "grpo" / "checkpoints" / "checkpoint-1"
