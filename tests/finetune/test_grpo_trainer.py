@@ -231,3 +231,20 @@ def test_completions_end_where_the_policy_ends_them(tmp_path: Path) -> None:
     end = VOCABULARY.index(EOS)
     assert all(end not in row[:-1] for row in texts[0])
     assert len({len(row) for row in texts[0]}) > 1, "no row ended before the others"
+
+
+def test_a_short_trajectory_is_as_recorded(tmp_path: Path) -> None:
+    """Rewards, entropies and losses of 4 steps in float64; a change of samples, advantages, losses or order shows."""
+    torch.manual_seed(0)
+    ours = build_ours(**SIZES, num_nextn_predict_layers=1).double()
+    trainer = make_ours(ours, tmp_path, {"max_steps": 4, "learning_rate": 0.01, "loss_type": "dapo"})
+    trainer.train()
+    parts = ("reward", "entropy", "loss", "mtp_loss")
+    entries = [[entry[part] for part in parts] for entry in trainer.state.log_history if "reward" in entry]
+    recorded = (
+        [0.1875, 3.016535778, 0.401551872, 4.013218789],
+        [0.9375, 2.909574663, 0.333983660, 3.677896450],
+        [1.0, 2.688751950, 0.355920762, 3.556750309],
+        [2.9375, 2.156224899, 0.252420485, 2.521763154],
+    )
+    assert entries == [pytest.approx(each, rel=1e-6) for each in recorded]
