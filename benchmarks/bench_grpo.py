@@ -13,7 +13,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.timing import Comparison, compare
-from seeklet.finetune.demo.nano import nano_config
+from seeklet.finetune.demo.nano import teacher_config
 from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.finetune.grpo_trainer import SeekletGRPOTrainer
 from seeklet.modeling import SeekletForCausalLM
@@ -25,7 +25,7 @@ TARGET = 1.3
 def models() -> tuple[SeekletForCausalLM, DeepseekV3ForCausalLM]:
     """Return the demo's model, ours and transformers', with the same weights; without what only ours would train."""
     torch.manual_seed(0)
-    config = nano_config()
+    config = teacher_config()
     config.num_nextn_predict_layers, config.balance_loss_weight = 0, 0.0
     ours = SeekletForCausalLM(config)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""`make demo`: train, measure, save and reload a nano DeepSeek-V3-architecture model on CPU, in minutes."""
+"""`make demo`: DeepSeek-R1's whole recipe on a nano model, on CPU, in minutes."""

@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils import logging
 
 from seeklet.modeling import SeekletError
 
-from .findings import DemoSettings
-from .out_folder import filled_when_done
-from .report import summary_table, write_report
+from ..errors import RecipeError
+from ..pipeline.settings import REPORT
+from .findings import GRPO
+from .out_folder import MARKDOWN
+from .report import summary_table, target_table
 from .run import run_demo
+from .settings import DemoSettings
 
 DEFAULTS = DemoSettings()
 INTERRUPTED = 130
@@ -24,73 +26,51 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def demo(
     out: Annotated[
         Path,
-        typer.Option(help="Folder for report, figures and checkpoint. Those of an earlier run are replaced."),
+        typer.Option(help="Folder for all of it. An interrupted demo in it goes on; one that is done is replaced."),
     ] = Path("runs/demo"),
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Draws the initial weights and all problems. The same seed gives the same model."),
+        typer.Option(min=0, help="Draws the initial weights and all problems. The same seed gives the same models."),
     ] = DEFAULTS.seed,
-    steps: Annotated[
-        int,
-        typer.Option(min=1, help="At most this many optimiser steps; training stops earlier once it is accurate."),
-    ] = DEFAULTS.steps,
     threads: Annotated[
         int,
         typer.Option(min=1, help="CPU threads. More than one is slower wherever other programs use the cores."),
     ] = DEFAULTS.threads,
-    test_problems: Annotated[
-        int,
-        typer.Option(min=1, help="Held-out problems that accuracy is measured on, before and after training."),
-    ] = DEFAULTS.test_problems,
-    validation_problems: Annotated[
-        int,
-        typer.Option(min=1, help="Other held-out problems, which decide when training stops."),
-    ] = DEFAULTS.validation_problems,
-    draft_prompts: Annotated[
-        int,
-        typer.Option(min=1, help="Test problems that generation with and without MTP drafts is timed on."),
-    ] = DEFAULTS.draft_prompts,
-    draft_repeats: Annotated[
-        int,
-        typer.Option(min=1, help="How often each way of generating is timed."),
-    ] = DEFAULTS.draft_repeats,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The whole way in a few steps a stage, under a minute; it teaches nothing.")
+    ] = DEFAULTS.quick,
 ) -> None:
-    """Teach a nano DeepSeek-V3 to reason, on this machine's CPU, in minutes.
+    """DeepSeek-R1's whole recipe on a nano model, on this machine's CPU, in minutes.
 
-    A model with V3's whole architecture (multi-head latent attention, mixture of experts, multi-token prediction) and
-    half a million random parameters learns to solve sums such as 8-1+7+7-5 by writing out running totals. You see its
-    accuracy on problems it never trained on before and after, how much faster it generates when its MTP module drafts
-    tokens, and that what it saves is a checkpoint that plain transformers loads.
+    A teacher with V3's architecture (multi-head latent attention, mixture of experts, multi-token prediction) and half
+    a million random parameters is shown sums such as 8-1+7+7-5, less than half of them with the running totals written
+    out. Reinforced for right answers alone, it finds out that thinking pays. What it writes then, sieved, teaches a
+    student of half its size, which at last is corrected on its own answers.
 
-    Read `runs/demo/report.md` afterwards. A quick look at the whole way, without learning much:
-    `--steps 50 --test-problems 64`
+    Read `runs/demo/demo.md` afterwards. Stopped with Ctrl-C or killed, the same command goes on where it was.
     """
-    numbers = (test_problems, validation_problems, draft_prompts, draft_repeats)
-    _carry_out(DemoSettings(seed, steps, threads, *numbers), out)
-
-
-def _carry_out(settings: DemoSettings, out: Path) -> None:
-    # Its bar for writing half a million weights would break into ours.
-    logging.disable_progress_bar()
-    console = Console(highlight=False)
+    settings, console = DemoSettings(seed, threads, quick), Console(highlight=False)
     try:
-        with filled_when_done(out) as folder:
-            findings = run_demo(settings, folder, console)
-            write_report(findings, folder)
+        findings = run_demo(settings, out, console)
     except KeyboardInterrupt:
-        console.print("\nInterrupted: nothing was written.")
+        console.print("\nInterrupted: the same command goes on where it was.")
         raise typer.Exit(INTERRUPTED) from None
-    except OSError as error:
-        # The folder was refused, or the disk filled up meanwhile.
-        typer.echo(f"seeklet demo: {error}", err=True)
-        raise typer.Exit(2) from None
     except SeekletError as error:
         typer.echo(f"seeklet demo: {error}", err=True)
-        raise typer.Exit(1) from None
-    console.print(summary_table(findings, out))
-    for failure in findings.failed_checks():
+        # What was asked for cannot be done; else, what was begun did not end well.
+        raise typer.Exit(2 if isinstance(error, OSError | RecipeError) else 1) from None
+    except OSError as error:
+        where = error.filename or out
+        typer.echo(f"seeklet demo: {where}: {error.strerror or error}", err=True)
+        raise typer.Exit(2) from None
+    console.print(summary_table(findings))
+    console.print(target_table(findings))
+    for label, name in (("report", MARKDOWN), ("all stages", REPORT), ("teacher", f"{GRPO}/model")):
+        console.print(f"{label}: {out / name}", markup=False, soft_wrap=True)
+    failures = findings.failed_checks()
+    for failure in failures:
         typer.echo(f"seeklet demo: check failed: {failure}", err=True)
-    if findings.failed_checks():
+    if failures:
         raise typer.Exit(1)
 
 

@@ -1,87 +1,132 @@
-"""What a run of the demo finds out, as plain data between the stages and the report."""
+"""What a run of the demo found, held against what it is meant to show."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from .drafts import DraftComparison
-from .evaluate import Accuracy
+from ..evaluation.measures import Estimate
+from ..evaluation.reasoning_report import CHANGE, show
+from ..evaluation.reasoning_results import ReasoningReport, change
+from .drafts import DraftSpeed
+from .settings import DemoSettings
 from .stock_reload import StockReload
-from .train import History, TrainSettings
+
+COLD_START, GRPO = "cold_start", "grpo"
+ON_ANSWERS, ON_TRACES, ON_POLICY = "student_on_answers", "student_on_traces", "on_policy"
+PASS_AT_1 = "pass@1"
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """What the command line can set."""
-
-    seed: int = 0
-    steps: int = 1000
-    # On two cores that other programs used too, a training step took 0.17 to 0.20 s with one thread and, with two, 1.0
-    # to 1.6 s: threads that wait for each other at each of thousands of tiny matrices.
-    threads: int = 1
-    test_problems: int = 512
-    validation_problems: int = 192
-    draft_prompts: int = 8
-    draft_repeats: int = 5
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """How long a stage took; `cpu_s` counts all threads and child processes."""
+class StageFigures:
+    """One stage of the pipeline; of those that train, the figures of what they left."""
 
     name: str
-    wall_s: float
-    cpu_s: float
+    kind: str
+    seconds: float
+    """Of its work, evaluations left out; of its last part, where it was interrupted."""
+    greedy: ReasoningReport | None
+    """One attempt at each problem, the most likely tokens."""
+    sampled: ReasoningReport | None
+    """Several attempts, at the temperature of the pipeline's evaluation."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that the demo is to reach; `reached` is None where it was not measured."""
+
+    what: str
+    asked: str
+    got: str
+    reached: bool | None
 
 
 @dataclass(frozen=True)
 class Example:
-    """One held-out problem and what the model made of it, untrained and trained."""
+    """A held-out problem, and what each model made of it greedily, by the stage's name: text, and whether right."""
 
     prompt: str
     answer: str
-    before: str
-    after: str
-    solved_after: bool
+    said: Mapping[str, tuple[str, bool]]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything a run found out."""
+    """Everything a run found."""
 
     settings: DemoSettings
-    training: TrainSettings
-    machine: dict[str, str | int]
-    versions: dict[str, str]
-    parameters: dict[str, int]
-    before: Accuracy
-    after: Accuracy
-    history: History
-    layer_names: list[str]
-    """A name per MoE layer, in the order of the recorded expert loads."""
-    drafts: DraftComparison
+    stages: list[StageFigures]
+    parameters: Mapping[str, int]
+    """Of the teacher and of the student."""
+    drafts: list[DraftSpeed]
     reload: StockReload
     examples: list[Example]
-    plots: dict[str, Path]
-    stages: list[StageTime]
+    seconds: float
+    """From the start of the process, imports included."""
+    resumed: bool
+    """Whether this is the last part of a demo that was interrupted."""
+    machine: Mapping[str, str | int]
+    versions: Mapping[str, str]
+
+    def stage(self, name: str) -> StageFigures:
+        """Return the stage of a name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def trained(self) -> list[StageFigures]:
+        """The stages that left a model."""
+        return [stage for stage in self.stages if stage.greedy is not None]
+
+    @property
+    def student_share(self) -> float:
+        """The student's parameters over the teacher's."""
+        return self.parameters["student"] / self.parameters["teacher"]
+
+    def gain(self, before: str, after: str, *, greedy: bool) -> Estimate:
+        """Return by how many points pass@1 of one stage is above that of another, on the same problems."""
+        sides = [self.stage(name).greedy if greedy else self.stage(name).sampled for name in (before, after)]
+        reports = [side for side in sides if side is not None]
+        difference = change(reports, 1)
+        assert difference is not None, "all stages are evaluated on the same problems"
+        return difference
+
+    def targets(self) -> list[Target]:
+        """Return the figures that the demo is to reach."""
+        gains = [
+            ("GRPO over cold start, greedy", COLD_START, GRPO, True, 30.0),
+            ("GRPO over cold start, temperature 1", COLD_START, GRPO, False, 25.0),
+            ("student on traces over student on answers, greedy", ON_ANSWERS, ON_TRACES, True, 25.0),
+            ("student after on-policy distillation over its teacher, greedy", GRPO, ON_POLICY, True, 0.0),
+        ]
+        found = []
+        for what, before, after, greedy, least in gains:
+            gain = self.gain(before, after, greedy=greedy)
+            found.append(Target(what, f"at least {least:+.0f} points", show(gain, CHANGE), gain.value >= least))
+        share = self.student_share
+        found.append(Target("student's parameters over the teacher's", "at most 55 %", f"{share:.1%}", share <= 0.55))
+        found += [
+            Target(
+                f"rollouts with MTP drafts over without, rows at a time: {speed.rows}",
+                "at least 1.3x tokens/s",
+                f"{speed.speedup:.2f}x",
+                speed.speedup >= 1.3,
+            )
+            for speed in self.drafts
+        ]
+        got = f"{self.seconds / 60:.1f} min"
+        if self.resumed:
+            return [*found, Target("time of all", "at most 8 min", f"{got}, the part after an interruption", None)]
+        return [*found, Target("time of all", "at most 8 min", got, self.seconds <= 480)]
 
     def failed_checks(self) -> list[str]:
         """Return what must hold and did not, a line each; empty when all is well."""
-        before, after = self.before, self.after
-        checks = {
-            "MTP drafts changed the generated tokens": self.drafts.identical_tokens,
-            "stock transformers computes other logits from the saved checkpoint": self.reload.passed,
-            f"training did not clearly raise accuracy: {before.correct} of {before.total} test problems before, "
-            f"{after.correct} of {after.total} after": not self._trained_in_full or self._accuracy_rose,
-        }
-        return [failure for failure, held in checks.items() if not held]
-
-    @property
-    def _trained_in_full(self) -> bool:
-        """Whether training reached its target or had its default number of steps; a quick look need not learn."""
-        reached = any(record.accuracy.value >= self.training.stop_accuracy for record in self.history.validations)
-        return reached or len(self.history.steps) >= DemoSettings.steps
-
-    @property
-    def _accuracy_rose(self) -> bool:
-        """Whether the 95 % intervals are apart, the one after training above."""
-        return self.after.interval[0] > self.before.interval[1]
+        failures = []
+        if not self.reload.passed:
+            failures.append("stock transformers computes other logits from the reinforced teacher's checkpoint")
+        before, after = (self.stage(name).greedy for name in (COLD_START, GRPO))
+        assert before is not None and after is not None
+        low, high = after.figures[PASS_AT_1].low, before.figures[PASS_AT_1].high
+        if not self.settings.quick and low <= high:
+            failures.append(
+                f"GRPO did not clearly raise greedy accuracy: the 95 % interval before ends at {high:.1f} %, and the "
+                f"one after begins at {low:.1f} %"
+            )
+        return failures

@@ -1,15 +1,17 @@
-"""The demo's model: every part of DeepSeek-V3's architecture, at about half a million parameters."""
+"""The demo's models: a teacher with every part of DeepSeek-V3's architecture, and a small dense student."""
 
-from seeklet.modeling import SeekletConfig, SeekletForCausalLM
+from transformers import LlamaConfig
+
+from seeklet.modeling import SeekletConfig
 
 from .tokenizer import BOS, EOS, PAD, VOCABULARY
 
-# The longest conversation of the task is 79 tokens.
-MAX_POSITIONS = 128
+# Conversations of the task are packed into rows of this length; the longest has 79 tokens.
+MAX_POSITIONS = 256
 
 
-def nano_config() -> SeekletConfig:
-    """Return the config of the nano model for the demo's tokenizer: 8 experts of which 2 are used, MLA, one MTP module.
+def teacher_config() -> SeekletConfig:
+    """Return the config of the teacher, for the demo's tokenizer: 8 experts of which 2 are used, MLA, one MTP module.
 
     One main layer is dense, as the first layers of V3 are. Five narrow main layers rather than fewer wide ones: an
     MTP draft costs one layer, so the deeper the model, the more of it a draft that is accepted saves.
@@ -45,27 +47,19 @@ def nano_config() -> SeekletConfig:
     )
 
 
-def count_parameters(model: SeekletForCausalLM) -> dict[str, int]:
-    """Return the number of parameters: `total`, those of the `mtp` module, and those `active_per_token`.
-
-    Active are the main model's, without the routed experts that a token is not sent to and without the MTP module.
-    """
-    config = model.config
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    mtp_layers = tuple(f"model.layers.{index}." for index in _mtp_layers(config))
-    mtp = sum(size for name, size in sizes.items() if name.startswith(mtp_layers))
-    routed = sum(size for name, size in sizes.items() if ".experts." in name and not name.startswith(mtp_layers))
-    idle = routed * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
-    total = sum(sizes.values())
-    return {"total": total, "mtp": mtp, "active_per_token": total - mtp - idle}
-
-
-def moe_layer_names(model: SeekletForCausalLM) -> list[str]:
-    """Return a name per MoE layer, in the order in which `update_router_bias` returns their loads."""
-    config = model.config
-    main = [f"layer {index}" for index in range(config.first_k_dense_replace, config.num_hidden_layers)]
-    return main + [f"MTP {depth}" for depth, _ in enumerate(_mtp_layers(config), start=1)]
-
-
-def _mtp_layers(config: SeekletConfig) -> range:
-    return range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
+def student_config() -> LlamaConfig:
+    """Return the config of the student: a dense Llama of less than half the teacher's parameters."""
+    return LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        initializer_range=0.06,
+        pad_token_id=VOCABULARY.index(PAD),
+        bos_token_id=VOCABULARY.index(BOS),
+        eos_token_id=VOCABULARY.index(EOS),
+    )

@@ -1,139 +1,187 @@
-"""The demo from first to last: its stages, one after the other, each timed."""
+"""The demo from first to last: data and first models, the pipeline, and what is measured behind it."""
 
-import json
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
-import transformers
 from rich.console import Console
 
-import seeklet
-from seeklet.modeling import SeekletForCausalLM
+from ..atomic_files import write_text
+from ..attempts import Attempts
+from ..card import versions
+from ..evaluation.models import load_weights
+from ..evaluation.reasoning_report import write_stages
+from ..evaluation.reasoning_results import ReasoningReport
+from ..pipeline import Pipeline, load_pipeline, run_pipeline
+from ..pipeline.evaluate import evaluate_model
+from ..pipeline.manifest import Manifest
+from ..prompts.read import Prompt
+from ..reasoning_stage import read_problems
+from ..recipe import ReasoningRecipe, RolloutRecipe
+from ..rewards import RewardSet
+from ..run import without_bars
+from ..run_folder import RunFolder, locked
+from .drafts import DraftSpeed, measure_drafts
+from .findings import COLD_START, GRPO, ON_POLICY, Example, Findings, StageFigures
+from .out_folder import DATA, GREEDY, check_folder, goes_on, remove_demo, write_state
+from .prepare import count_parameters, prepare
+from .report import as_json, write_report
+from .settings import PIPELINE, DemoSettings, write_pipeline
+from .stock_reload import StockReload, reload_in_stock
+from .task import write_reasoning
 
-from .drafts import compare_drafts
-from .evaluate import complete, score
-from .findings import DemoSettings, Example, Findings, StageTime
-from .nano import count_parameters, moe_layer_names, nano_config
-from .plots import draw_plots
-from .progress import counting_progress, training_progress
-from .report import format_accuracy
-from .stock_reload import reload_in_stock
-from .task import ChainSums
-from .tokenizer import build_tokenizer
-from .train import History, TrainSettings, train
-
-# Conversations whose logits are compared with stock's: about 1,600 positions.
+# Conversations whose logits are compared with stock's: about 1,400 positions.
 RELOAD_PROBLEMS = 32
+# Rows that rollouts with drafts are timed with: one, where a draft costs least; few; and as many as rollouts have.
+DRAFT_ROWS, DRAFT_REPEATS = (1, 8, 64), 5
+QUICK_DRAFT_ROWS, QUICK_DRAFT_REPEATS = (8,), 1
 
 
-class Stages:
-    """Announces each stage on the terminal and keeps its time."""
+def run_demo(settings: DemoSettings, out: Path, console: Console) -> Findings:
+    """Return what the demo found, carried out in the folder `out`; an interrupted one goes on.
 
-    def __init__(self, console: Console) -> None:
-        self.times: list[StageTime] = []
-        self._console = console
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        self._console.print(f"[bold]{name}[/bold]")
-        wall, cpu = time.perf_counter(), _cpu_seconds()
-        yield
-        self.times.append(StageTime(name, time.perf_counter() - wall, _cpu_seconds() - cpu))
-
-
-def run_demo(settings: DemoSettings, folder: Path, console: Console) -> Findings:
-    """Return what the demo found; writes `model`, `plots` and `metrics.jsonl` into `folder`."""
+    Raises:
+        OutFolderError: the folder holds something else.
+        TrainingError: another process works there, or a stage had to stop.
+        SeekletError: as the stages.
+        OSError: something cannot be written.
+    """
+    check_folder(out)
+    # Stages name the folder, and may be carried out from elsewhere.
+    folder = out.expanduser().resolve()
     torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    stages = Stages(console)
-    with stages.stage("Problems, tokenizer and model"):
-        tokenizer = build_tokenizer()
-        task = ChainSums(settings.seed, settings.test_problems, settings.validation_problems)
-        model = SeekletForCausalLM(nano_config())
-        parameters = count_parameters(model)
-        console.print(f"  {parameters['total']:,} parameters, {parameters['active_per_token']:,} active per token")
-    with stages.stage(f"Accuracy before, on {len(task.test)} held-out problems"):
-        before = score(task, task.test, before_texts := complete(model, tokenizer, task.test))
-        console.print(f"  {format_accuracy(before)}")
-    training = TrainSettings(steps=settings.steps, seed=settings.seed)
-    with stages.stage("Training"), training_progress(console, training.steps) as (on_step, on_validation):
-        history = train(model, tokenizer, task, training, on_step, on_validation)
-    with stages.stage("Accuracy after, on the same problems"):
-        after = score(task, task.test, after_texts := complete(model, tokenizer, task.test))
-        console.print(f"  {format_accuracy(after)}")
-    with (
-        stages.stage("Generation with and without MTP drafts"),
-        counting_progress(console, "repeats", settings.draft_repeats) as on_repeat,
-    ):
-        prompts = task.test[: settings.draft_prompts]
-        drafts = compare_drafts(model, tokenizer, prompts, settings.draft_repeats, on_repeat)
-    with stages.stage("Saving, and reloading in stock transformers in a fresh process"):
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        reload = reload_in_stock(model, tokenizer, folder / "model", task.test[:RELOAD_PROBLEMS])
-    with stages.stage("Figures"):
-        _write_metrics(history, folder / "metrics.jsonl")
-        plots = draw_plots(history, moe_layer_names(model), training.stop_accuracy, folder / "plots")
-    return Findings(
+    with without_bars():
+        resumed = _set_up(settings, folder, console)
+        result = run_pipeline(folder / PIPELINE, resume=True, console=console)
+        pipeline = load_pipeline(folder / PIPELINE)
+        greedy = _evaluate_greedily(pipeline, folder / GREEDY, console)
+        drafts, reload, problems = _measure_teacher(settings, pipeline, console)
+    findings = Findings(
         settings=settings,
-        training=training,
-        machine=_describe_machine(),
-        versions=_versions(),
-        parameters=parameters,
-        before=before,
-        after=after,
-        history=history,
-        layer_names=moe_layer_names(model),
+        stages=[
+            StageFigures(each.name, each.kind, each.seconds, greedy.get(each.name), each.evaluation)
+            for each in result.stages
+        ],
+        parameters=count_parameters(folder / DATA),
         drafts=drafts,
         reload=reload,
-        examples=choose_examples(task, before_texts, after_texts),
-        plots=plots,
-        stages=stages.times,
+        examples=choose_examples(problems, greedy),
+        seconds=time.time() - psutil.Process().create_time(),
+        resumed=resumed,
+        machine={"system": platform.system(), "processor": platform.machine(), "cores": _usable_cores()},
+        versions=versions(),
     )
+    write_report(findings, folder)
+    write_state(folder, settings, [stage.name for stage in pipeline.stages], as_json(findings))
+    return findings
 
 
-def _describe_machine() -> dict[str, str | int]:
-    return {"cpu": platform.machine(), "cores": _usable_cores(), "system": platform.system()}
+def _set_up(settings: DemoSettings, folder: Path, console: Console) -> bool:
+    """Return whether an interrupted demo goes on; else make the folder ready for the pipeline's first stage."""
+    text = write_pipeline(settings, folder)
+    with locked(RunFolder(folder)):
+        if goes_on(folder, settings, text):
+            console.print("An interrupted demo goes on.")
+            return True
+        remove_demo(folder)
+        console.rule("problems, and models that have learned nothing")
+        # Whatever ends this, the folder is known as a demo's from here on.
+        write_state(folder, settings, [])
+        prepare(folder / DATA, settings.seed, settings.sizes)
+        write_text(folder / PIPELINE, text)
+        write_state(folder, settings, [stage.name for stage in load_pipeline(folder / PIPELINE).stages])
+        # A pipeline of which nothing is done: the folder may hold what the stages read, and all ways lead on from it.
+        Manifest().write(folder)
+        counts = count_parameters(folder / DATA)
+        console.print(f"  parameters: {counts['teacher']:,} of the teacher, {counts['student']:,} of the student")
+    return False
 
 
-def choose_examples(task: ChainSums, before: list[str], after: list[str]) -> list[Example]:
-    """Return up to two solved problems and up to one that is still wrong: the first of each kind in the test set."""
+def _evaluate_greedily(pipeline: Pipeline, folder: Path, console: Console) -> dict[str, ReasoningReport]:
+    """Return the figures of each stage's model when it takes the most likely tokens, on the pipeline's problems."""
+    console.rule("greedy answers of all models")
+    recipe = _evaluation(pipeline)
+    settings = replace(recipe.evaluation, num_samples=1, temperature=0.0, pass_at=(), majority_at=())
+    pipeline = replace(pipeline, evaluation=replace(recipe, evaluation=settings))
+    reports = {}
+    for stage in pipeline.stages:
+        if stage.trains:
+            console.print(stage.name)
+            reports[stage.name] = evaluate_model(pipeline, stage, stage.name, folder / stage.name, console)
+    write_stages(list(reports.values()), folder)
+    return reports
+
+
+def _measure_teacher(
+    settings: DemoSettings, pipeline: Pipeline, console: Console
+) -> tuple[list[DraftSpeed], StockReload, list[Prompt]]:
+    """Return what drafts save and what stock transformers makes of the reinforced teacher, and the problems."""
+    console.rule("the reinforced teacher: MTP drafts, and the checkpoint in stock transformers")
+    teacher = pipeline.stage(GRPO).product
+    recipe = _evaluation(pipeline)
+    inputs, problems = read_problems(replace(recipe, model=replace(recipe.model, path=str(teacher))))
+    model = load_weights(inputs.weights)
+    maker = Attempts.by(model, inputs.tokenizer, RewardSet(recipe.rewards), recipe.evaluation)
+    drafts = measure_drafts(
+        model,
+        inputs.tokenizer,
+        [maker.encode(problem).ids for problem in problems],
+        _rollout(pipeline).sampling.sampling,
+        QUICK_DRAFT_ROWS if settings.quick else DRAFT_ROWS,
+        QUICK_DRAFT_REPEATS if settings.quick else DRAFT_REPEATS,
+        console,
+    )
+    conversations = [_solved(problem) for problem in problems[:RELOAD_PROBLEMS]]
+    return drafts, reload_in_stock(model, inputs.tokenizer, teacher, conversations), problems
+
+
+def choose_examples(problems: Sequence[Prompt], reports: Mapping[str, ReasoningReport]) -> list[Example]:
+    """Return two problems that GRPO taught and one that is wrong at the end: the first of each kind, where there are.
+
+    Where GRPO taught none, the first problem stands for them.
+    """
     examples = [
-        Example(problem.prompt, problem.entry["answer"], untrained, trained, task.is_correct(trained, problem))
-        for problem, untrained, trained in zip(task.test, before, after, strict=True)
+        Example(
+            prompt=str(problem.messages[-1]["content"]),
+            answer=str(problem.columns["answer"]),
+            said={
+                name: (report.results[index].example["text"], report.results[index].example["is_right"])
+                for name, report in reports.items()
+            },
+        )
+        for index, problem in enumerate(problems)
     ]
-    solved = [example for example in examples if example.solved_after]
-    wrong = [example for example in examples if not example.solved_after]
-    return solved[:2] + wrong[:1]
+    taught = [each for each in examples if each.said[GRPO][1] and not each.said[COLD_START][1]]
+    shown = taught[:2] or examples[:1]
+    wrong = [each for each in examples if not each.said[ON_POLICY][1] and each not in shown]
+    return [*shown, *wrong[:1]]
 
 
-def _write_metrics(history: History, file: Path) -> None:
-    """Write one JSON object per line: every step's record, then every validation's."""
-    records = [asdict(record) for record in (*history.steps, *history.validations)]
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+def _evaluation(pipeline: Pipeline) -> ReasoningRecipe:
+    assert pipeline.evaluation is not None, "the demo's pipeline has one"
+    return pipeline.evaluation
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "seeklet": seeklet.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+def _rollout(pipeline: Pipeline) -> RolloutRecipe:
+    [recipe] = [stage.recipe for stage in pipeline.stages if isinstance(stage.recipe, RolloutRecipe)]
+    return recipe
+
+
+def _solved(problem: Prompt) -> list[dict[str, str]]:
+    """Return the conversation in which the problem is solved."""
+    expression = str(problem.messages[-1]["content"])
+    said = {
+        "role": "assistant",
+        "reasoning_content": write_reasoning(expression),
+        "content": str(problem.columns["answer"]),
     }
+    return [{"role": "user", "content": expression}, said]
 
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_seconds() -> float:
-    # Children: the process that runs stock transformers.
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system

@@ -14,9 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from seeklet.modeling import SeekletError, SeekletForCausalLM
 
-from .batches import encode_conversations
-from .task import Problem
-
 # Float32 logits of magnitude 10 to 30, summed in another order: 1e-5 is what was seen.
 MAX_LOGIT_DIFFERENCE = 1e-3
 
@@ -54,16 +51,18 @@ class StockReload:
 
 @torch.inference_mode()
 def reload_in_stock(
-    model: SeekletForCausalLM, tokenizer: PreTrainedTokenizerBase, checkpoint: Path, problems: Sequence[Problem]
+    model: SeekletForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: Path,
+    conversations: Sequence[list[dict[str, str]]],
 ) -> StockReload:
-    """Return the comparison on the conversations of `problems`.
+    """Return the comparison on conversations, messages as the tokenizer's chat template takes them.
 
     Raises:
         ReloadError: the fresh process ended with an error; the message ends with its last line.
     """
     model.eval()
-    inputs = encode_conversations(tokenizer, problems)
-    del inputs["labels"]
+    inputs = _encode(tokenizer, conversations)
     ours = model(**inputs).logits
     with TemporaryDirectory() as scratch:
         sent, received = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
@@ -91,3 +90,12 @@ def reload_in_stock(
         max_logit=ours.abs().max().item(),
         same_next_token=torch.equal(ours.argmax(-1), stock.argmax(-1)),
     )
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]]
+) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` (B, S), padded on the right."""
+    texts = [str(tokenizer.apply_chat_template(each, tokenize=False)) for each in conversations]
+    encoded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}

@@ -5,8 +5,9 @@ from transformers import AutoTokenizer
 
 from seeklet.finetune.demo.tokenizer import CHARACTERS, TAGS, UNK, VOCABULARY, build_tokenizer
 
-SOLUTION = "<think>3-9=-6;-6+4=-2</think><answer>-2</answer>"
-CHAT = [{"role": "user", "content": "3-9+4"}, {"role": "assistant", "content": SOLUTION}]
+SOLUTION = "<think>3-9=-6;-6+4=-2</think>-2"
+SAID = {"role": "assistant", "content": "-2", "reasoning_content": "3-9=-6;-6+4=-2"}
+CHAT = [{"role": "user", "content": "3-9+4"}, SAID]
 
 
 def test_text_survives_the_round_trip() -> None:
@@ -34,6 +35,17 @@ def test_chat_template_writes_the_format_of_deepseek_r1() -> None:
     assert tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True) == (
         "<｜begin▁of▁sentence｜><｜User｜>3-9+4<｜Assistant｜>"
     )
+
+
+def test_reasoning_that_is_written_into_the_content_is_not_written_twice() -> None:
+    tokenizer = build_tokenizer()
+    whole = [CHAT[0], {"role": "assistant", "content": SOLUTION}]
+    assert tokenizer.apply_chat_template(whole, tokenize=False) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+
+
+def test_an_answer_without_reasoning_has_empty_tags() -> None:
+    text = build_tokenizer().apply_chat_template([CHAT[0], {"role": "assistant", "content": "-2"}], tokenize=False)
+    assert str(text).endswith("<｜Assistant｜><think></think>-2<｜end▁of▁sentence｜>")
 
 
 def test_chat_template_refuses_an_unknown_role() -> None:

@@ -1,0 +1,82 @@
+"""What the demo's pipeline starts from: problems as files, and two models that have learned nothing yet."""
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+
+from seeklet.modeling import SeekletForCausalLM
+
+from ..atomic_files import write_text
+from .nano import student_config, teacher_config
+from .task import ChainSums, Problem
+from .tokenizer import build_tokenizer
+
+# Half would be the natural share; with a few less the model's most likely answer is one without thinking, and what
+# reinforcement learning finds out shows in greedy answers too.
+THINKING_SHARE = 0.45
+# Demonstrations without thinking are of so few problems that they are learnt by heart: of many the model learns to add
+# up without thinking (two answers in three were right after 1,100 steps), and thinking pays little.
+NUM_UNTHINKING = 1500
+
+
+def prepare(folder: Path, seed: int, sizes: Mapping[str, int]) -> None:
+    """Write the data files and models that `pipeline.yaml` names into `folder`.
+
+    Args:
+        folder: of the demo.
+        seed: draws weights and problems.
+        sizes: number of problems of each file: cold_start, prompts, rollout and test. Of these, only demonstrations and
+            prompts to sample from share problems with each other; none is in test.
+    """
+    task = ChainSums(seed, sizes["test"])
+    train = task.train(max(sizes["cold_start"], sizes["prompts"] + sizes["rollout"]))
+    rng = random.Random(seed)
+    demonstrations = [
+        (problem, True) if rng.random() < THINKING_SHARE else (rng.choice(train[:NUM_UNTHINKING]), False)
+        for problem in train[: sizes["cold_start"]]
+    ]
+    rollout = train[-sizes["rollout"] :]
+    _write(folder / "cold_start.jsonl", (_conversation(*each) for each in demonstrations))
+    _write(folder / "prompts.jsonl", map(_question, train[-sizes["rollout"] - sizes["prompts"] : -sizes["rollout"]]))
+    _write(folder / "rollout.jsonl", map(_question, rollout))
+    _write(folder / "test.jsonl", map(_question, task.test))
+    tokenizer = build_tokenizer()
+    torch.manual_seed(seed)
+    for name, model in (
+        ("teacher", SeekletForCausalLM(teacher_config())),
+        ("student", LlamaForCausalLM(student_config())),
+    ):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def _conversation(problem: Problem, thinks: bool) -> dict[str, Any]:
+    said = {"role": "assistant", "content": problem.answer}
+    if thinks:
+        said["reasoning_content"] = problem.reasoning
+    return {"messages": [{"role": "user", "content": problem.prompt}, said]}
+
+
+def _question(problem: Problem) -> dict[str, Any]:
+    return {"prompt": problem.prompt, "answer": problem.answer, "difficulty": f"{problem.terms} terms"}
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def count_parameters(folder: Path) -> dict[str, int]:
+    """Return the number of parameters of the models that `prepare` has written, by name."""
+    counts = {}
+    for name in ("teacher", "student"):
+        # Without weights: a checkpoint repeats what modules share.
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / name))
+        counts[name] = model.num_parameters()
+    return counts
