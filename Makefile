@@ -10,7 +10,7 @@ COMPANY_STAMP := $(VENV)/.installed-company
 .PHONY: help setup demo company test check bench clean
 
 help:
-	@echo "make demo     teach a tiny model to reason on this machine's CPU, and save it as a checkpoint"
+	@echo "make demo     DeepSeek-R1's whole recipe on a tiny model, on this machine's CPU, in minutes"
 	@echo "make company  teach a small open model a firm's questions and answers, on this machine's CPU"
 	@echo "make test     run every check and every test"
 	@echo "make check    run only the checks: ruff, pyright, import-linter"

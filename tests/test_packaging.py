@@ -39,9 +39,10 @@ def read_constraints() -> dict[str, str]:
 
 
 def list_requirements() -> list[Requirement]:
-    """Return what pyproject.toml asks for: core dependencies, then every extra."""
+    """Return what pyproject.toml asks for: core dependencies, then every extra; those made of others add none."""
     extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
+    required = [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
+    return [each for each in required if canonicalize_name(each.name) != PROJECT["name"]]
 
 
 def list_package_files() -> list[str]:
