@@ -54,15 +54,17 @@ def goes_on(folder: Path, settings: DemoSettings, pipeline: str) -> bool:
     return (folder / MANIFEST).is_file() and file.is_file() and file.read_text(encoding="utf-8") == pipeline
 
 
-def remove_demo(folder: Path) -> None:
-    """Remove what a demo wrote, and nothing else; its state goes last, so that one who is killed here may go on.
+def remove_demo(folder: Path) -> bool:
+    """Return whether there was a demo, after removing what it wrote, and nothing else.
+
+    Its state goes last, so that one who is killed here may go on.
 
     Raises:
         OSError: something cannot be removed.
     """
     state = read_state(folder)
     if state is None:
-        return
+        return False
     stages = [each for name in state["stages"] for each in (name, f"{name}.yaml")]
     for name in (*_WRITTEN, *stages, STATE):
         path = folder / name
@@ -70,6 +72,7 @@ def remove_demo(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    return True
 
 
 def write_state(

@@ -88,7 +88,8 @@ def _set_up(settings: DemoSettings, folder: Path, console: Console) -> bool:
         if goes_on(folder, settings, text):
             console.print("An interrupted demo goes on.")
             return True
-        remove_demo(folder)
+        if remove_demo(folder):
+            console.print("What another demo left here was removed: it was done, or had other settings.")
         console.rule("problems, and models that have learned nothing")
         # Whatever ends this, the folder is known as a demo's from here on.
         write_state(folder, settings, [])

@@ -13,7 +13,8 @@ THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</ans
 # `decode(skip_special_tokens=True)`, which is how RL trainers decode, and every reward would be 0.
 TAGS = (USER, ASSISTANT, THINK, END_THINK, ANSWER, END_ANSWER)
 CHARACTERS = "0123456789+-*/=();., \n"
-VOCABULARY = (PAD, BOS, EOS, UNK, *TAGS, *CHARACTERS)
+NUMBERS = tuple(str(number) for number in range(10, 100))
+VOCABULARY = (PAD, BOS, EOS, UNK, *TAGS, *CHARACTERS, *NUMBERS)
 """Every token, at its id."""
 
 
@@ -26,7 +27,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     # Not ".", which leaves newlines out.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[0-9]{2}|[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")

@@ -49,10 +49,10 @@ def test_one_that_is_done_begins_anew(begun: Path) -> None:
 
 
 def test_only_what_a_demo_wrote_is_removed(begun: Path) -> None:
-    remove_demo(begun)
+    assert remove_demo(begun)
     assert [path.name for path in begun.iterdir()] == ["my notes.txt"]
     # And nothing at all where there is no demo.
-    remove_demo(begun)
+    assert not remove_demo(begun)
     assert [path.name for path in begun.iterdir()] == ["my notes.txt"]
 
 
