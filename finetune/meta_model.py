@@ -1,5 +1,7 @@
 """The model of a recipe without its weights: the shapes and dtypes of everything it would hold."""
 
+import os
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -7,6 +9,7 @@ from seeklet.modeling.checkpoint_names import is_fp8_weight
 from seeklet.modeling.fp8 import install_fp8
 
 from .errors import RecipeError
+from .hub_reach import is_cache_all, say_not_found
 from .recipe import ModelSettings
 
 
@@ -18,10 +21,13 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(
-            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            os.path.expanduser(settings.path),
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            local_files_only=is_cache_all(settings.path),
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"model.path: {settings.path}: {str(error).strip().splitlines()[0]}") from error
+        raise RecipeError(f"model.path: {settings.path}: {say_not_found(settings.path, error)}") from error
 
 
 def build_meta_model(settings: ModelSettings) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
 
 from .errors import RecipeError
+from .hub_reach import is_cache_all, say_not_found
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
@@ -59,7 +60,11 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
     """
     folder = Path(settings.path).expanduser()
     path = str(folder) if folder.exists() else settings.path
-    source = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    source = {
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+        "local_files_only": is_cache_all(path),
+    }
     options: dict[str, Any] = {"dtype": settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)}
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
@@ -77,7 +82,7 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(path, **source, **options)
     # The last where a file of weights was cut short, by a download that was broken off for instance.
     except (OSError, ImportError, SafetensorError) as error:
-        raise RecipeError(f"model.path: {settings.path}: {_first_line(error)}") from error
+        raise RecipeError(f"model.path: {settings.path}: {say_not_found(path, error)}") from error
     except ValueError as error:
         if isinstance(error, RecipeError):
             raise

@@ -1,9 +1,10 @@
 """Rows of a data set on the Hub, streamed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from ..hub_reach import why_unreachable
 from .problems import Problem, file_problem
 from .records import Header, Record
 from .rows import Source
@@ -33,11 +34,17 @@ def parse_hub_name(name: str) -> HubName | Problem:
     return HubName(match["path"], match["config"], match["revision"], match["split"] or "train")
 
 
-def hub_rows(name: str) -> Iterator[Header | Record | Problem]:
-    """Yield the header where the Hub knows it, then a record for every row; lines are row numbers from 1."""
+def hub_rows(name: str, needed: Callable[[tuple[str, ...]], list[str]]) -> Iterator[Header | Record | Problem]:
+    """Yield the header where the Hub knows it, then a record for every row; lines are row numbers from 1.
+
+    Of the columns in a header only those that `needed` chooses are read: others may be pictures or sound.
+    """
     parts = parse_hub_name(name)
     if isinstance(parts, Problem):
         yield parts
+        return
+    if why := why_unreachable():
+        yield file_problem(Source(name), f"cannot be read: {why}", "unreadable-dataset")
         return
     # Imported here: it takes a second, and files need none of it.
     import datasets
@@ -49,7 +56,9 @@ def hub_rows(name: str) -> Iterator[Header | Record | Problem]:
             parts.path, parts.config, split=parts.split, revision=parts.revision, streaming=True
         )
         if rows.column_names:
-            yield Header(tuple(rows.column_names), Source(name))
+            columns = tuple(rows.column_names)
+            yield Header(columns, Source(name))
+            rows = rows.select_columns(needed(columns))
         for value in rows:
             row += 1
             yield Record(value, Source(name, row))

@@ -64,10 +64,10 @@ def read_records(
 ) -> Iterator[Header | Record | Problem]:
     """Yield every row of a file or a Hub data set as an object, whatever is in it, and every problem on the way.
 
-    Of a Parquet file, with the columns that `needed` chooses of all.
+    Of a Parquet file or a data set of the Hub, with the columns that `needed` chooses of all.
     """
     if name.startswith(PREFIX):
-        yield from hub_rows(name)
+        yield from hub_rows(name, needed)
         return
     file = open_data_file(name)
     if isinstance(file, Problem):
@@ -124,7 +124,8 @@ class _Reader:
                         continue
                 yield from self._row(record, layout)
             elif type(record) is Header:
-                if flaws := self._layouts.of(record.columns).flaws:
+                # Here, as records of what is wanted alone do not show what nothing reads.
+                if flaws := layouts.of(record.columns, record.source).flaws:
                     # Every row would say the same.
                     yield from (file_problem(record.source, flaw.message, flaw.kind) for flaw in flaws)
                     return

@@ -1,11 +1,13 @@
 """What only the tokenizer knows of rows: how long they are, how much of them is learned, what it would misread."""
 
+import os
 import re
 from collections.abc import Sequence
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import DataError
+from ..hub_reach import is_cache_all, say_not_found
 from .problems import Flaw, Problem
 from .rows import Row
 from .settings import DataSettings
@@ -76,9 +78,8 @@ def load_token_check(name: str, settings: DataSettings) -> TokenCheck:
         DataError: there is no tokenizer, or no chat template that marks what is learned.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(name), local_files_only=is_cache_all(name))
     # No such folder, no access, no network, or files that do not parse: the library's own words say which.
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"tokenizer {quoted(name)} cannot be loaded: {reason[:300]}") from error
+        raise DataError(f"tokenizer {quoted(name)} cannot be loaded: {say_not_found(name, error)[:300]}") from error
     return TokenCheck(tokenizer, choose_template(tokenizer, settings.chat_template, settings.assistant_only), settings)

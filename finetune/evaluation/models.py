@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG
 
 from ..errors import RecipeError
+from ..hub_reach import is_cache_all, say_not_found
 from ..lora.files import load_adapter, read_config
 from ..lora.merge import TOKENIZER_FILES
 from ..recipe import ModelSettings
@@ -65,10 +66,14 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     revision = None if settings.tokenizer else settings.revision
     try:
         return AutoTokenizer.from_pretrained(
-            os.path.expanduser(path), revision=revision, trust_remote_code=settings.trust_remote_code
+            os.path.expanduser(path),
+            revision=revision,
+            trust_remote_code=settings.trust_remote_code,
+            local_files_only=is_cache_all(path),
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"model.path: {path}: {str(error).strip().splitlines()[0]}") from error
+        key = "tokenizer" if settings.tokenizer else "path"
+        raise RecipeError(f"model.{key}: {path}: {say_not_found(path, error)}") from error
 
 
 def load_model(settings: ModelSettings, trained: Path | None = None) -> PreTrainedModel:

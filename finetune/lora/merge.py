@@ -16,6 +16,7 @@ from seeklet.modeling.atomic_directory import replaced_directory
 from seeklet.modeling.checkpoint_rewrite import rewrite_checkpoint
 
 from ..errors import AdapterError
+from ..hub_reach import is_cache_all, say_not_found
 from ..limits import MAX_SHARD_GB
 from .deltas import changes
 from .files import load_adapter, read_config, read_router_biases, read_tensors
@@ -112,12 +113,15 @@ def find_base(
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(str(base), revision=revision, allow_patterns=list(patterns)))
+        path = snapshot_download(
+            str(base), revision=revision, allow_patterns=list(patterns), local_files_only=is_cache_all(str(base))
+        )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = say_not_found(str(base), error)
         raise AdapterError(
             f"{base}, the base of {adapter}, is no folder here and not on the Hub; name it with --base ({reason})"
         ) from None
+    return Path(path)
 
 
 def _changes(adapter: Path, base: PreTrainedConfig) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:

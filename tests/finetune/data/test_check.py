@@ -4,6 +4,8 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -66,6 +68,15 @@ def test_sound_data(tmp_path: Path) -> None:
         map(len, ["Be kind.", USER["content"], ANSWER["content"] * 2, "And mine?3Hm."])
     )
     assert "0 errors, 0 warnings; fit for training" in printed(report)
+
+
+def test_columns_that_nothing_reads_are_told_of_in_every_kind_of_file(tmp_path: Path) -> None:
+    columns = {"question": ["How?"], "lang": ["en"], "answer": ["So."]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("question,lang,answer\nHow?,en,So.\n")
+    (tmp_path / "a.json").write_text('[{"question": "How?", "lang": "en", "answer": "So."}]')
+    names = tuple(str(tmp_path / name) for name in ("a.parquet", "a.csv", "a.json"))
+    assert [file.ignored for file in check_data(DataSettings(train=names)).files] == [["lang"]] * 3
 
 
 def test_repeated_rows_are_warnings_by_default(tmp_path: Path) -> None:

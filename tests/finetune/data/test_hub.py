@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Features, Image, Value
 
 from seeklet.finetune.data.hub_rows import HubName, parse_hub_name
 from seeklet.finetune.data.problems import Problem
@@ -76,6 +79,18 @@ def test_data_sets_are_streamed(tmp_path: Path) -> None:
         line, expected_kind, words = unsound[shown["file"]]
         assert (shown["line"], kind) == (line, expected_kind)
         assert words in f"{shown['field']} {shown['message']}"
+
+
+@pytest.mark.slow
+def test_columns_that_nothing_reads_are_not_decoded(tmp_path: Path) -> None:
+    columns = {"question": Value("string"), "picture": Image(), "answer": Value("string")}
+    values = {"question": ["How?"], "picture": [{"bytes": b"no picture", "path": None}], "answer": ["So."]}
+    pq.write_table(pa.table(values, schema=Features(columns).arrow_schema), tmp_path / "train.parquet")
+    with serve_datasets({"firm/pictures": {"train.parquet": (tmp_path / "train.parquet").read_bytes()}}) as endpoint:
+        code, report = check(("hub:firm/pictures",), endpoint, tmp_path)
+    assert (code, report["rows"], report["problems"]) == (0, 1, [])
+    file = report["files"][0]
+    assert (file["columns"], file["ignored_columns"]) == ({"question": "question", "answer": "answer"}, ["picture"])
 
 
 def check(names: tuple[str, ...], endpoint: str, folder: Path) -> tuple[int, dict]:
