@@ -15,8 +15,14 @@ def test_text_survives_the_round_trip() -> None:
     text = "<think>" + CHARACTERS + "; -3 ,  .\n</think><answer>-12</answer>"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
-    # One token per character, one per tag.
-    assert len(ids) == 4 + len(CHARACTERS) + len("; -3 ,  .\n") + len("-12")
+    # One token per tag and per character, but one for each of 12, 34, 56 and 78, and for the 12 of the answer.
+    assert len(ids) == 4 + len(CHARACTERS) - 4 + len("; -3 ,  .\n") + len("-12") - 1
+
+
+def test_numbers_of_two_digits_are_one_token() -> None:
+    tokenizer = build_tokenizer()
+    for text, tokens in (("9+12", ["9", "+", "12"]), ("-100", ["-", "10", "0"]), ("07", ["0", "7"])):
+        assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == tokens
 
 
 def test_tags_survive_decoding_without_special_tokens() -> None:
