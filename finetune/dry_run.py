@@ -25,7 +25,7 @@ from .recipe import GrpoRecipe, Recipe, TopKRecipe, TrainingRecipe, as_yaml
 from .rewards import RewardSet
 from .steps import count_steps
 from .trainer_settings import Config, check_validation, complete, make_grpo_config, make_sft_config
-from .training_model import freeze_unreached, set_losses
+from .training_model import check_drafts, check_rollout, freeze_unreached, set_losses
 
 
 def show_dry_run(recipe: Recipe, console: Console) -> None:
@@ -39,6 +39,7 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
     recipe = complete(recipe, config)
     # Before anything is printed: what is wrong with the recipe stands alone then.
     model = trained_model(recipe)
+    check_drafts(model, recipe.evaluation.use_mtp, "evaluation.use_mtp")
     prepared = prepare(recipe.data, load_tokenizer(recipe.model))
     check_validation(recipe, len(prepared.validation))
     show_recipe(recipe, console)
@@ -56,6 +57,7 @@ def show_grpo_dry_run(recipe: GrpoRecipe, console: Console) -> None:
     config = make_grpo_config(recipe, Path(recipe.output.dir))
     recipe = complete(recipe, config)
     model = trained_model(recipe)
+    check_rollout(model, recipe.rollout)
     tokenizer = load_tokenizer(recipe.model)
     set_template(tokenizer, recipe.prompts)
     train, validation = prepare_prompts(recipe.prompts, tokenizer)

@@ -22,6 +22,7 @@ from .evaluation.report import summary_table, write_report
 from .evaluation.scores import Verifier, answer_rows, import_verifiers, likelihood_rows
 from .lora.files import load_adapter
 from .recipe import Recipe
+from .training_model import check_drafts
 
 PACKAGES = ("seeklet", "transformers", "peft", "torch", "rouge-score", "sacrebleu")
 
@@ -96,6 +97,7 @@ def measure(
 ) -> Side:
     """Return what one model does on the held-out conversations; `path` is what the report calls it."""
     settings = recipe.evaluation
+    check_drafts(model, settings.use_mtp, "evaluation.use_mtp")
     with row_progress(console, "held-out loss", len(held_out.scored)) as advance:
         rows = likelihood_rows(answer_losses(model, held_out.scored, settings.batch_size, advance))
     start = time.perf_counter()

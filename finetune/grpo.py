@@ -21,7 +21,7 @@ from .rewards import RewardGuard, RewardSet
 from .run import Run, running, without_bars
 from .run_folder import RunFolder
 from .trainer_settings import check_validation, complete, make_grpo_config
-from .training_model import build_training_model, mtp_mode
+from .training_model import build_training_model, check_rollout, mtp_mode
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def _train(run: Run[GrpoRecipe]) -> GrpoResult:
     )
     set_seed(run.config.seed)
     model = build_training_model(recipe)
+    check_rollout(model, recipe.rollout)
     description = run.show(model)
     run.begin()
     with training_progress(run.console) as progress, without_bars():

@@ -28,6 +28,7 @@ from .published import public_name
 from .recipe import GrpoRecipe, ReasoningRecipe
 from .run import without_bars
 from .sampling_inputs import SamplingInputs, check_attempts, read_inputs, sampling_errors_told, say
+from .training_model import check_drafts
 
 BEFORE, AFTER = "before", "after"
 
@@ -155,4 +156,5 @@ def _measure(
     # The tokenizer has the template.
     settings = replace(recipe.evaluation, chat_template=None)
     model = load_weights(weights)
+    check_drafts(model, settings.use_mtp, "evaluation.use_mtp")
     return evaluate_reasoning(model, inputs.tokenizer, problems, inputs.rewards, settings, name=name, console=console)

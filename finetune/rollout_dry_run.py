@@ -10,6 +10,7 @@ from .rollout.admission import admit
 from .rollout.run import index_evaluation_sets
 from .rollout_stage import plan_rollout
 from .sampling_inputs import check_attempts, describe_rewards, say
+from .training_model import check_drafts
 
 
 def show_rollout_dry_run(recipe: RolloutRecipe, console: Console) -> None:
@@ -23,6 +24,7 @@ def show_rollout_dry_run(recipe: RolloutRecipe, console: Console) -> None:
     # Before anything is printed: what is wrong with the recipe stands alone then.
     inputs, settings = plan_rollout(recipe)
     model = build_meta_model(inputs.weights.model)
+    check_drafts(model, settings.use_mtp, "sampling.use_mtp")
     index = index_evaluation_sets(settings, inputs.held_out)
     encode = check_attempts(inputs, settings, "sampling").encode
     admitted = admit(inputs.prompts, encode, index, settings.max_prompt_tokens)

@@ -19,6 +19,7 @@ from .rollout.run import ATTEMPTS, DATASET, UNSOLVED, fingerprint_weights, rollo
 from .rollout.settings import RejectionSamplingSettings
 from .run import without_bars
 from .sampling_inputs import SamplingInputs, check_attempts, read_inputs, sampling_errors_told, say
+from .training_model import check_drafts
 from .workers import join_workers
 
 RECIPE, FAILURES = "recipe.yaml", "reward_failures-{worker}.jsonl"
@@ -58,6 +59,7 @@ def run_rollout(recipe: RolloutRecipe, *, resume: bool = False, console: Console
     quiet = nullcontext() if console.is_terminal else without_bars()
     with _interruption_told(folder, console), sampling_errors_told("sampling", advice), quiet:
         model = load_weights(inputs.weights)
+        check_drafts(model, settings.use_mtp, "sampling.use_mtp")
         folder.mkdir(parents=True, exist_ok=True)
         if workers.rank == 0 and not resume:
             write_text(folder / RECIPE, as_yaml(recipe))

@@ -22,7 +22,7 @@ from .run import Run, running, without_bars
 from .run_folder import RunFolder
 from .sft_trainer import SeekletSFTTrainer
 from .trainer_settings import check_validation, complete, make_sft_config
-from .training_model import build_training_model, check_tokens, mtp_mode
+from .training_model import build_training_model, check_drafts, check_tokens, mtp_mode
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def _train(run: Run[Recipe]) -> TrainResult:
     set_seed(run.config.seed)
     model = build_training_model(recipe)
     check_tokens(model, recipe.model, prepared.train)
+    # Of `seeklet evaluate`, which is not to say so after hours of training.
+    check_drafts(model, recipe.evaluation.use_mtp, "evaluation.use_mtp")
     description = run.show(model)
     run.begin()
     trainer = _run(run, model, tokenizer, prepared)

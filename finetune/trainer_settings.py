@@ -134,6 +134,8 @@ def default_settings(recipe: TrainingRecipe) -> dict[str, Any]:
     given = recipe.trainer
     on_gpu = _is_on_gpu(given)
     checkpointing = given.get("gradient_checkpointing", on_gpu)
+    loads_best = given.get("load_best_model_at_end", _saves_after_each_evaluation(given))
+    keeps_best = loads_best or given.get("save_strategy") == "best"
     return {
         "bf16": on_gpu and not given.get("fp16", False) and torch.cuda.is_bf16_supported(),
         "gradient_checkpointing": checkpointing,
@@ -142,8 +144,8 @@ def default_settings(recipe: TrainingRecipe) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "logging_first_step": True,
         "save_total_limit": SAVE_TOTAL_LIMIT,
-        "metric_for_best_model": "loss" if given.get("save_strategy") == "best" else None,
-        "load_best_model_at_end": _saves_after_each_evaluation(given),
+        "metric_for_best_model": _figure_of_the_best(recipe.stage) if keeps_best else None,
+        "load_best_model_at_end": loads_best,
         "report_to": ["trackio"] if find_spec("trackio") else "none",
         "project": "seeklet",
         "run_name": Path(recipe.output.dir).name,
@@ -153,6 +155,11 @@ def default_settings(recipe: TrainingRecipe) -> dict[str, Any]:
 
 def _is_on_gpu(given: Mapping[str, Any]) -> bool:
     return torch.cuda.is_available() and not given.get("use_cpu", False)
+
+
+def _figure_of_the_best(stage: str) -> str:
+    # The loss of a policy is near 0 all the time, whatever it has learned.
+    return "reward" if stage == "grpo" else "loss"
 
 
 def _saves_after_each_evaluation(given: Mapping[str, Any]) -> bool:

@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
 
+from .balance import moe_layer_indices
 from .errors import RecipeError
 from .hub_reach import is_cache_all, say_not_found
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
-from .recipe import ModelSettings, MoeSettings, TrainingRecipe
+from .recipe import ModelSettings, MoeSettings, RolloutSettings, TrainingRecipe
 
 MtpLoss = Literal["off", "detached", "full"]
 # Stages whose texts are given: they have labels, and multi-token prediction learns from them as the model does.
@@ -149,6 +150,32 @@ def describe(model: nn.Module, recipe: TrainingRecipe) -> list[str]:
 def find_seeklet(model: nn.Module) -> SeekletForCausalLM | None:
     """Return the seeklet model inside what PEFT, accelerate or DDP made of it, or None where it is another model."""
     return find_inside(model, SeekletForCausalLM)
+
+
+def check_drafts(model: nn.Module, wanted: bool, key: str) -> None:
+    """Check that the model has what drafts, where the recipe's `key` wants that.
+
+    Raises:
+        RecipeError: it has not.
+    """
+    seeklet = find_seeklet(model)
+    if wanted and (seeklet is None or not seeklet.config.num_nextn_predict_layers):
+        raise RecipeError(f"{key} is true, but the model has no multi-token prediction modules; allowed: false")
+
+
+def check_rollout(model: nn.Module, settings: RolloutSettings) -> None:
+    """Check that the model can be sampled as `settings` say.
+
+    Raises:
+        RecipeError: it has no modules that draft, or nothing that routes.
+    """
+    check_drafts(model, settings.use_mtp, "rollout.use_mtp")
+    seeklet = find_seeklet(model)
+    if settings.replay_routing and (seeklet is None or not moe_layer_indices(seeklet)):
+        raise RecipeError(
+            "rollout.replay_routing is true, but the model routes nothing that seeklet could replay; allowed: false, "
+            "except for DeepSeek-V3-architecture mixtures of experts"
+        )
 
 
 def freeze_unreached(model: nn.Module, settings: MoeSettings, stage: str = "sft") -> None:

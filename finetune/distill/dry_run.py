@@ -22,6 +22,7 @@ from ..prompts.prepare import prepare_prompts
 from ..published import public_name
 from ..recipe import DistillRecipe, ModelSettings, TopKRecipe
 from ..trainer_settings import check_validation, complete, make_distill_config, make_topk_config
+from ..training_model import check_drafts
 from .teacher import build_meta_teacher
 from .teacher_cache import cache_folder, check_cache
 from .train_on_policy import load_tokenizers
@@ -38,6 +39,7 @@ def show_distill_dry_run(recipe: DistillRecipe, console: Console) -> None:
     config = make_distill_config(recipe, Path(recipe.output.dir))
     recipe = complete(recipe, config)
     model, teacher = trained_model(recipe), build_meta_teacher(recipe.teacher)
+    check_drafts(model, recipe.distillation.use_mtp, "distillation.use_mtp")
     tokenizer, _ = load_tokenizers(recipe)
     train, validation = prepare_prompts(recipe.prompts, tokenizer)
     check_validation(recipe, len(validation))

@@ -8,7 +8,6 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from ..errors import RecipeError
 from ..evaluation.models import load_tokenizer
 from ..finish import Finished, finish
 from ..metrics import MetricsFile
@@ -20,7 +19,7 @@ from ..recipe import DistillRecipe
 from ..run import Run, running, without_bars
 from ..run_folder import RunFolder
 from ..trainer_settings import check_validation, complete, make_distill_config
-from ..training_model import build_training_model, find_seeklet, mtp_mode
+from ..training_model import build_training_model, check_drafts, mtp_mode
 from .on_policy import make_on_policy_trainer
 from .plots import draw_distillation_plots
 from .teacher import check_vocabularies, load_teacher, load_teacher_tokenizer, set_teacher_template
@@ -79,11 +78,7 @@ def _train(run: Run[DistillRecipe]) -> DistillResult:
         run.say(f"warning: {warning}")
     set_seed(run.config.seed)
     model = build_training_model(recipe)
-    seeklet = find_seeklet(model)
-    if recipe.distillation.use_mtp and (seeklet is None or not seeklet.config.num_nextn_predict_layers):
-        raise RecipeError(
-            "distillation.use_mtp is true, but the student has no multi-token prediction modules; allowed: false"
-        )
+    check_drafts(model, recipe.distillation.use_mtp, "distillation.use_mtp")
     description = run.show(model)
     teacher = load_teacher(recipe.teacher)
     run.say(f"teacher: {public_name(recipe.teacher.path)}, {sum(p.numel() for p in teacher.parameters()):,} parameters")

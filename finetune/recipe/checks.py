@@ -261,8 +261,11 @@ def _say_no_model(path: str, adapters: bool = False) -> str:
     if _exists(path):
         if not folder.is_dir():
             return "is a file; expected the folder of a model, or its name on the Hub"
-        if (folder / "config.json").is_file() or (adapters and (folder / "adapter_config.json").is_file()):
+        is_adapter = (folder / "adapter_config.json").is_file()
+        if (folder / "config.json").is_file() or (adapters and is_adapter):
             return ""
+        if is_adapter:
+            return f"is an adapter; to train on from it, merge it first: seeklet merge {path} --out FOLDER"
         return "holds no config.json, so no model" + (", and no adapter (adapter_config.json)" if adapters else "")
     if path.startswith((".", "~", os.sep)) or not re.fullmatch(HUB_NAME, path):
         return "no such folder, and no name on the Hub (owner/name)"

@@ -188,7 +188,15 @@ class NarrowedInDistillation(TypedDict, total=False):
     vllm_mode: Literal["colocate", "server"]
 
 
-_NARROWED_IN: dict[str, type] = {"distill": NarrowedInDistillation}
+class NarrowedInReinforcement(TypedDict, total=False):
+    """The same of GRPOConfig alone."""
+
+    # Its loss is near 0 whatever was learned; the mean reward of the held-out prompts says how good a model is.
+    metric_for_best_model: Literal["reward", "eval_reward"] | None
+    greater_is_better: Literal[True] | None
+
+
+_NARROWED_IN: dict[str, type] = {"distill": NarrowedInDistillation, "grpo": NarrowedInReinforcement}
 
 
 def set_by_seeklet(stage: str | None) -> dict[str, str]:

@@ -164,6 +164,7 @@ def test_a_policy_that_is_no_number_ends_the_run_with_a_line(tmp_path: Path) -> 
         ("trainer.reward_weights=[1]", "trainer.reward_weights: belongs to rewards"),
         ("trainer.packing=true", "trainer.packing"),
         ("trainer.eval_strategy=steps", "nothing is held out to evaluate on; set prompts.validation"),
+        ("trainer.metric_for_best_model=loss", "expected one of reward, eval_reward or null"),
         ("prompts.train=nowhere.jsonl", "prompts.train: nowhere.jsonl: No such file"),
         ("prompts.max_tokens=4", "longer than prompts.max_tokens, 4"),
         ("prompts.validatoin=0.1", "prompts.validatoin: unknown key; nearest: validation"),
@@ -177,6 +178,33 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path: Path, change: s
         grpo.train(load(path, change))
     assert said in str(caught.value)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("rollout", "said"),
+    [
+        ({"use_mtp": True}, "rollout.use_mtp is true, but the model has no multi-token prediction modules"),
+        ({"replay_routing": True}, "rollout.replay_routing is true, but the model routes nothing"),
+    ],
+)
+def test_what_the_model_has_not_is_refused(tmp_path: Path, rollout: dict[str, Any], said: str) -> None:
+    path = write_recipe(tmp_path, rollout=rollout)
+    build_checkpoint("SmolLM2", tmp_path / "model")
+    for run in (grpo.train, lambda recipe: show_grpo_dry_run(recipe, Console(quiet=True))):
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            run(load(path, "prompts.chat_template=smollm2"))
+
+
+def test_the_policy_with_the_most_reward_is_the_result(tmp_path: Path) -> None:
+    trainer = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 3e-2, "max_steps": 4}
+    path = write_recipe(tmp_path, prompts={"validation": 0.6}, trainer=trainer | {"per_device_eval_batch_size": 4})
+    result = grpo.train(load(path))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rewards = {entry["step"]: entry["eval_reward"] for entry in entries if "eval_reward" in entry}
+    best = max(rewards, key=lambda step: rewards[step])
+    assert len(set(rewards.values())) == 4
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob(f"*-{best}"))
+    assert_same(weights(result.trained), weights(checkpoint))
 
 
 def test_vllm_has_rollouts_of_its_own(tmp_path: Path) -> None:
