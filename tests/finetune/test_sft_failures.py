@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from seeklet.finetune import sft
 from seeklet.finetune.checkpoints import last_checkpoint
+from seeklet.finetune.dry_run import show_dry_run
 from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.recipe import load_recipe
 from tests.finetune.conftest import RunHere
@@ -188,3 +190,15 @@ def test_diverging_on_the_command_line_is_one_line_and_exit_code_2(tmp_path: Pat
     assert last is not None and f"the last good checkpoint is {last}" in said
     weights = AutoModelForCausalLM.from_pretrained(last).state_dict()
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_an_adapter_is_trained_on_only_when_merged_and_drafts_need_modules(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "SmolLM2")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="is an adapter; to train on from it, merge it first: seeklet merge"):
+        load_recipe(path, [f"model.path={tmp_path / 'adapter'}"])
+    recipe = load_recipe(path, ["evaluation.use_mtp=true"])
+    for run in (sft.train, lambda recipe: show_dry_run(recipe, Console(quiet=True))):
+        with pytest.raises(RecipeError, match=r"evaluation\.use_mtp is true, but the model has no multi-token"):
+            run(recipe)
