@@ -13,21 +13,22 @@ MAX_POSITIONS = 256
 def teacher_config() -> SeekletConfig:
     """Return the config of the teacher, for the demo's tokenizer: 8 experts of which 2 are used, MLA, one MTP module.
 
-    One main layer is dense, as the first layers of V3 are. Five narrow main layers rather than fewer wide ones: an
-    MTP draft costs one layer, so the deeper the model, the more of it a draft that is accepted saves.
+    One main layer is dense, as the first layers of V3 are. Three wide layers rather than five narrow ones: with more
+    depth the model learns to add up seven numbers without writing anything (two answers in three were right), and
+    thinking pays nothing.
     """
     return SeekletConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=80,
-        intermediate_size=160,
-        moe_intermediate_size=32,
-        num_hidden_layers=5,
+        hidden_size=96,
+        intermediate_size=192,
+        moe_intermediate_size=40,
+        num_hidden_layers=3,
         num_attention_heads=4,
-        q_lora_rank=40,
-        kv_lora_rank=24,
-        qk_nope_head_dim=20,
+        q_lora_rank=48,
+        kv_lora_rank=32,
+        qk_nope_head_dim=24,
         qk_rope_head_dim=8,
-        v_head_dim=20,
+        v_head_dim=24,
         first_k_dense_replace=1,
         n_routed_experts=8,
         num_experts_per_tok=2,

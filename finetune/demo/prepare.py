@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ from .tokenizer import build_tokenizer
 # Half would be the natural share; with a few less the model's most likely answer is one without thinking, and what
 # reinforcement learning finds out shows in greedy answers too.
 THINKING_SHARE = 0.45
-# Demonstrations without thinking are of so few problems that they are learnt by heart: of many the model learns to add
-# up without thinking (two answers in three were right after 1,100 steps), and thinking pays little.
-NUM_UNTHINKING = 1500
 
 
 def prepare(folder: Path, seed: int, sizes: Mapping[str, int]) -> None:
@@ -34,16 +32,12 @@ def prepare(folder: Path, seed: int, sizes: Mapping[str, int]) -> None:
             prompts to sample from share problems with each other; none is in test.
     """
     task = ChainSums(seed, sizes["test"])
-    train = task.train(max(sizes["cold_start"], sizes["prompts"] + sizes["rollout"]))
+    problems = iter(task.train(sum(sizes[name] for name in ("cold_start", "prompts", "rollout"))))
     rng = random.Random(seed)
-    demonstrations = [
-        (problem, True) if rng.random() < THINKING_SHARE else (rng.choice(train[:NUM_UNTHINKING]), False)
-        for problem in train[: sizes["cold_start"]]
-    ]
-    rollout = train[-sizes["rollout"] :]
-    _write(folder / "cold_start.jsonl", (_conversation(*each) for each in demonstrations))
-    _write(folder / "prompts.jsonl", map(_question, train[-sizes["rollout"] - sizes["prompts"] : -sizes["rollout"]]))
-    _write(folder / "rollout.jsonl", map(_question, rollout))
+    demonstrations = islice(problems, sizes["cold_start"])
+    _write(folder / "cold_start.jsonl", (_conversation(each, rng.random() < THINKING_SHARE) for each in demonstrations))
+    for name in ("prompts", "rollout"):
+        _write(folder / f"{name}.jsonl", map(_question, islice(problems, sizes[name])))
     _write(folder / "test.jsonl", map(_question, task.test))
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from ..recipe.yaml_text import write_yaml
 
 PIPELINE = "pipeline.yaml"
 # Problems in each data file.
-SIZES = {"cold_start": 16_000, "prompts": 2_000, "rollout": 2_048, "test": 256}
+SIZES = {"cold_start": 16_000, "prompts": 2_000, "rollout": 8_192, "test": 256}
 QUICK_SIZES = {"cold_start": 64, "prompts": 16, "rollout": 24, "test": 8}
 _QUICK_STEPS = {"max_steps": 3, "logging_steps": 1, "save_steps": 1, "warmup_steps": 1}
 _QUICK_SAMPLES = {**_QUICK_STEPS, "per_device_train_batch_size": 8, "max_completion_length": 12}
