@@ -73,7 +73,7 @@ def test_what_was_said_and_what_it_is_given() -> None:
     assert (wrong.text, wrong.reward, wrong.is_right) == ("2", 0.0, False)
     assert (empty.text, empty.num_tokens, empty.reward) == ("", 1, 0.0)
     # From 5 tokens on, less.
-    [long] = attempt([f"<think>12</think>1{EOS}{EOS}"], rewards)
+    [long] = attempt([f"<think>1+</think>1{EOS}{EOS}"], rewards)
     assert long.rewards["overlong"] == pytest.approx(-0.4) and long.num_tokens == 6
 
 
