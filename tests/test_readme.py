@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
+from tests.finetune.characters import build_tokenizer
 from tests.finetune.nano_checkpoints import build_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from seeklet.finetune.adapter_settings import AdapterSettings
-from seeklet.finetune.demo.tokenizer import VOCABULARY, build_tokenizer
 from seeklet.finetune.lora.attach import attach
 from seeklet.finetune.lora.files import save_adapter
+from tests.finetune.characters import VOCABULARY, build_tokenizer
 from tests.modeling.nano import build_ours
 
 SIZES: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -10,12 +10,12 @@ from transformers import AutoTokenizer
 from seeklet.finetune.attempts import Attempts, is_right, make_sampler
 from seeklet.finetune.data.rows import Source
 from seeklet.finetune.data.template import choose_template, render
-from seeklet.finetune.demo.tokenizer import EOS, VOCABULARY, build_tokenizer
 from seeklet.finetune.errors import DataError
 from seeklet.finetune.prompts.read import Prompt
 from seeklet.finetune.reasoning import parse
 from seeklet.finetune.rewards import RewardSet, RewardSettings, Scored
 from seeklet.finetune.sampling import Sampling
+from tests.finetune.characters import EOS, VOCABULARY, build_tokenizer
 from tests.finetune.rollout.attempts import sums
 from tests.modeling.nano import build_ours
 

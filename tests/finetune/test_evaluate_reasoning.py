@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from seeklet.finetune.data.rows import Source
-from seeklet.finetune.demo.tokenizer import VOCABULARY
 from seeklet.finetune.errors import DataError, RecipeError
 from seeklet.finetune.evaluation.reasoning import evaluate_reasoning, judge_problem, summarise
 from seeklet.finetune.evaluation.reasoning_plot import draw_stages
@@ -17,6 +16,7 @@ from seeklet.finetune.evaluation.reasoning_results import ReasoningReport, chang
 from seeklet.finetune.evaluation.reasoning_settings import ReasoningEvaluationSettings
 from seeklet.finetune.prompts.read import Prompt
 from seeklet.finetune.rewards import RewardSet, RewardSettings
+from tests.finetune.characters import VOCABULARY
 from tests.finetune.rollout.attempts import TOKENIZER, made, scripted, sums
 from tests.modeling.nano import build_ours
 

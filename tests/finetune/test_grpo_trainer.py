@@ -9,13 +9,11 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from seeklet.finetune.demo.tokenizer import EOS, NUMBERS, VOCABULARY, build_tokenizer
 from seeklet.finetune.grpo_trainer import SeekletGRPOTrainer
+from tests.finetune.characters import EOS, VOCABULARY, build_tokenizer
 from tests.modeling.nano import build_ours, build_pair
 
-# Single characters, and no number of two digits.
-NUM_TOKENS = VOCABULARY.index(NUMBERS[0])
-SIZES = {"vocab_size": NUM_TOKENS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 PROMPTS = [[{"role": "user", "content": text}] for text in ("1+2", "3-4+5", "7", "8+8-1")]
 NUM_PROMPT, NUM_COMPLETION, GROUP = 5, 6, 4
 
@@ -60,7 +58,9 @@ def batch(advantages: list[float]) -> dict[str, Any]:
     completion_lengths = torch.randint(1, NUM_COMPLETION, (rows, 1), generator=generator)
     prompt_mask = (torch.arange(NUM_PROMPT) >= NUM_PROMPT - prompt_lengths).long()
     completion_mask = (torch.arange(NUM_COMPLETION) < completion_lengths).long()
-    draw = [torch.randint(3, NUM_TOKENS, mask.shape, generator=generator) for mask in (prompt_mask, completion_mask)]
+    draw = [
+        torch.randint(3, len(VOCABULARY), mask.shape, generator=generator) for mask in (prompt_mask, completion_mask)
+    ]
     return {
         "prompt_ids": draw[0] * prompt_mask,
         "prompt_mask": prompt_mask,

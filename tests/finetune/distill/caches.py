@@ -8,10 +8,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.finetune.distill.settings import TopKSettings
 from seeklet.finetune.distill.topk_files import TopKManifest
 from seeklet.finetune.distill.topk_writer import write_topk
+from tests.finetune.characters import build_tokenizer
 from tests.finetune.distill.on_policy import SIZES, build_teacher
 from tests.finetune.test_sft_trainer import LENGTHS
 from tests.modeling.nano import draw_tokens

@@ -8,8 +8,8 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DistillationConfig
 
-from seeklet.finetune.demo.tokenizer import VOCABULARY, build_tokenizer
 from seeklet.finetune.distill.on_policy_trainer import SeekletDistillationTrainer
+from tests.finetune.characters import VOCABULARY, build_tokenizer
 from tests.modeling.nano import build_ours
 
 SIZES: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -10,10 +10,10 @@ from datasets import Dataset
 from trl import DistillationTrainer
 
 from seeklet.finetune.adapter_settings import AdapterSettings
-from seeklet.finetune.demo.tokenizer import THINK, build_tokenizer
 from seeklet.finetune.distill.vocabulary import describe_split_tags, shared_vocabulary
 from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.lora.attach import attach
+from tests.finetune.characters import THINK, build_tokenizer
 from tests.finetune.distill.on_policy import (
     NUM_PROMPT,
     PROMPTS,

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.finetune.distill.on_policy import make_on_policy_trainer
 from seeklet.finetune.distill.on_policy_trainer import SeekletDistillationTrainer
 from seeklet.finetune.distill.settings import OnPolicySettings
 from seeklet.finetune.distill.text_trainer import SeekletTextDistillationTrainer
 from seeklet.finetune.errors import RecipeError
+from tests.finetune.characters import build_tokenizer
 from tests.finetune.distill.on_policy import PROMPTS, SIZES, build_teacher, make_config
 from tests.modeling.nano import build_ours
 

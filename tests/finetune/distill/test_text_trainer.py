@@ -9,11 +9,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.finetune.distill.divergence import log_softmax
 from seeklet.finetune.distill.text_alignment import align, decode_ends, encode_ends
 from seeklet.finetune.distill.text_trainer import SeekletTextDistillationTrainer
 from seeklet.finetune.errors import RecipeError, TrainingError
+from tests.finetune.characters import build_tokenizer
 from tests.finetune.distill.on_policy import PROMPTS, SIZES, build_dense, build_teacher, make_config
 from tests.finetune.distill.tokenizers_of_kinds import KINDS
 from tests.modeling.nano import build_ours, relative_error

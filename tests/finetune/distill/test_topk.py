@@ -15,7 +15,6 @@ from peft import PeftModel
 from trl import SFTConfig
 
 from seeklet.finetune.adapter_settings import AdapterSettings
-from seeklet.finetune.demo.tokenizer import build_tokenizer
 from seeklet.finetune.distill.divergence import generalized_jsd, log_softmax
 from seeklet.finetune.distill.settings import OfflineSettings
 from seeklet.finetune.distill.topk_files import MANIFEST, read_manifest
@@ -24,6 +23,7 @@ from seeklet.finetune.distill.topk_trainer import SeekletTopKTrainer
 from seeklet.finetune.errors import DataError, RecipeError, TrainingError
 from seeklet.finetune.lora.attach import attach
 from seeklet.finetune.losses import use_head_loss
+from tests.finetune.characters import build_tokenizer
 from tests.finetune.distill.caches import TOP, make_rows, write
 from tests.finetune.distill.on_policy import SIZES, build_dense, build_teacher
 from tests.finetune.nano_checkpoints import CHATML

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from seeklet.finetune.demo.tokenizer import build_tokenizer as build_characters
+from tests.finetune.characters import build_tokenizer as build_characters
 from tests.finetune.nano_checkpoints import CHATML, deepseek_tokenizer
 from tests.finetune.nano_checkpoints import build_tokenizer as build_bytes
 

@@ -9,9 +9,9 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from seeklet.finetune.demo.tokenizer import EOS, VOCABULARY, build_tokenizer
 from seeklet.finetune.errors import TrainingError
 from seeklet.finetune.rewards import RewardGuard, RewardSet, RewardSettings
+from tests.finetune.characters import EOS, VOCABULARY, build_tokenizer
 
 PLAIN = ["1+2", "3-4+5", "7", "8+8-1"]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in PLAIN]

@@ -6,8 +6,8 @@ from typing import Any
 
 from seeklet.finetune.attempts import Attempt, Sampler
 from seeklet.finetune.data.rows import Source
-from seeklet.finetune.demo.tokenizer import EOS, build_tokenizer
 from seeklet.finetune.prompts.read import Prompt
+from tests.finetune.characters import EOS, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

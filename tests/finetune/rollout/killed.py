@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from seeklet.finetune.demo.tokenizer import VOCABULARY
 from seeklet.finetune.rewards import RewardSet, RewardSettings
 from seeklet.finetune.rollout.dataset import Origin
 from seeklet.finetune.rollout.report import RolloutReport
 from seeklet.finetune.rollout.run import fingerprint_weights, rollout
 from seeklet.finetune.rollout.settings import RejectionSamplingSettings
+from tests.finetune.characters import VOCABULARY
 from tests.finetune.rollout.attempts import TOKENIZER, sums
 from tests.modeling.nano import build_ours
 
