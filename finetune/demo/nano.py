@@ -15,13 +15,14 @@ def teacher_config() -> SeekletConfig:
 
     One main layer is dense, as the first layers of V3 are. Three wide layers rather than five narrow ones: with more
     depth the model learns to add up seven numbers without writing anything (two answers in three were right), and
-    thinking pays nothing.
+    thinking pays nothing. What is learned last are the single sums; in a wide dense layer they are there after 1,000
+    steps with every seed tried, in one half as wide, and wider experts, with every other one.
     """
     return SeekletConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=96,
-        intermediate_size=192,
-        moe_intermediate_size=40,
+        intermediate_size=384,
+        moe_intermediate_size=32,
         num_hidden_layers=3,
         num_attention_heads=4,
         q_lora_rank=48,
