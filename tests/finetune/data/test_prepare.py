@@ -1,6 +1,7 @@
 """Files to data sets: what is left out, where it goes, what is said, and that SFTTrainer takes the result."""
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,9 @@ def _left_out(side: Path) -> list[tuple[int, str, str, str]]:
 def test_reasoning_can_be_left_out(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     said = {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
     file = write(tmp_path / "a.jsonl", json.dumps({"messages": [{"role": "user", "content": "sum"}, said]}))
-    for choice, kept in (("keep", True), ("drop", False)):
-        settings = DataSettings((file,), validation=0.0, reasoning=choice, chat_template="deepseek-r1")
-        [written] = texts(prepare(settings, tokenizer), tokenizer)
+    settings = DataSettings((file,), validation=0.0, chat_template="deepseek-r1")
+    for choice, kept in ((settings, True), (replace(settings, reasoning="drop"), False)):
+        [written] = texts(prepare(choice, tokenizer), tokenizer)
         assert ("two and two" in written) == kept and written.endswith(f"four{END}")
 
 
