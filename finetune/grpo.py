@@ -20,7 +20,7 @@ from .recipe import GrpoRecipe
 from .rewards import RewardGuard, RewardSet
 from .run import Run, running, without_bars
 from .run_folder import RunFolder
-from .trainer_settings import check_validation, complete, make_grpo_config
+from .trainer_settings import check_validation, check_vllm, complete, make_grpo_config
 from .training_model import build_training_model, check_rollout, mtp_mode
 
 
@@ -59,6 +59,7 @@ def train(recipe: GrpoRecipe, *, resume: bool = False, console: Console | None =
         TrainingError: training had to stop; says why, and where it can go on from.
         KeyboardInterrupt: after saying where the run can go on from.
     """
+    check_vllm(recipe)
     config = make_grpo_config(recipe, RunFolder.of(recipe).checkpoints)
     with running(complete(recipe, config), config, resume, console) as run:
         return _train(run)

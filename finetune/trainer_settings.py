@@ -184,6 +184,19 @@ def check_validation(recipe: TrainingRecipe, num_held_out: int) -> None:
         )
 
 
+def check_vllm(recipe: TrainingRecipe) -> None:
+    """Check that vLLM is there where the recipe leaves samples to it; a dry run elsewhere does without.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
+    if recipe.trainer.get("use_vllm") and find_spec("vllm") is None:
+        raise RecipeError(
+            "trainer.use_vllm is true, but vllm is not installed: pip install 'trl[vllm]'; allowed without it: false, "
+            "for seeklet's own samples"
+        )
+
+
 def _check(given: Mapping[str, Any]) -> None:
     if given.get("label_smoothing_factor"):
         raise RecipeError(

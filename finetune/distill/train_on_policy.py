@@ -18,7 +18,7 @@ from ..reasoning import THINK
 from ..recipe import DistillRecipe
 from ..run import Run, running, without_bars
 from ..run_folder import RunFolder
-from ..trainer_settings import check_validation, complete, make_distill_config
+from ..trainer_settings import check_validation, check_vllm, complete, make_distill_config
 from ..training_model import build_training_model, check_drafts, mtp_mode
 from .on_policy import make_on_policy_trainer
 from .plots import draw_distillation_plots
@@ -61,6 +61,7 @@ def train(recipe: DistillRecipe, *, resume: bool = False, console: Console | Non
         TrainingError: training had to stop; says why, and where it can go on from.
         KeyboardInterrupt: after saying where the run can go on from.
     """
+    check_vllm(recipe)
     config = make_distill_config(recipe, RunFolder.of(recipe).checkpoints)
     with running(complete(recipe, config), config, resume, console) as run:
         return _train(run)

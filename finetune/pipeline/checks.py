@@ -7,7 +7,7 @@ from ..errors import RecipeError
 from ..recipe import TrainingRecipe
 from ..rewards import RewardSet
 from ..run_folder import RunFolder
-from ..trainer_settings import make_distill_config, make_grpo_config, make_sft_config, make_topk_config
+from ..trainer_settings import check_vllm, make_distill_config, make_grpo_config, make_sft_config, make_topk_config
 from .settings import Pipeline
 
 # Of each training stage: what makes TRL's config, and checks it.
@@ -30,6 +30,8 @@ def check_stages(pipeline: Pipeline) -> None:
         try:
             if rewards := getattr(stage.recipe, "rewards", ()):
                 RewardSet(rewards)
+            if isinstance(stage.recipe, TrainingRecipe):
+                check_vllm(stage.recipe)
             # Batches depend on how many processes there are: those that launch starts check them.
             if isinstance(stage.recipe, TrainingRecipe) and not stage.launch:
                 MAKERS[stage.kind](stage.recipe, RunFolder.of(stage.recipe).checkpoints)

@@ -213,6 +213,14 @@ def test_vllm_has_rollouts_of_its_own(tmp_path: Path) -> None:
         load(path)
 
 
+def test_vllm_that_is_not_installed_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seeklet.finetune.trainer_settings.find_spec", lambda name: None)
+    path = write_recipe(tmp_path, trainer={"use_vllm": True})
+    with pytest.raises(RecipeError, match=r"trainer\.use_vllm is true, but vllm is not installed"):
+        grpo.train(load(path))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_of_another_stage_is_told(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     assert isinstance(load_recipe(path, (), TrainingRecipe), GrpoRecipe)

@@ -169,7 +169,7 @@ def test_a_dry_run_says_what_the_teacher_takes_and_writes_nothing(tmp_path: Path
         ("distill", ["trainer.teacher_model_name_or_path=x"], "trainer.teacher_model_name_or_path: belongs to teacher"),
         ("distill", ["trainer.beta=0.5", "distillation.alignment=text"], "trainer.beta: is 0.5, but distillation"),
         ("distill", ["distillation.use_mtp=true", "trainer.use_vllm=true"], "distillation.use_mtp: is of seeklet's"),
-        ("distill", ["distillation.use_mtp=true"], "distillation.use_mtp is true, but the student has no"),
+        ("distill", ["distillation.use_mtp=true"], "distillation.use_mtp is true, but the model has no"),
         ("distill", ["data={}"], "data: unknown key"),
         ("distill-topk", ["teacher=null"], "teacher: is null, and "),
         ("distill-topk", ["teacher.path=./nowhere"], "teacher.path: ./nowhere: no such folder"),
@@ -188,6 +188,13 @@ def test_mistakes_are_found_before_anything_is_trained(
         carry_out(recipe)
     assert said in str(caught.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_vllm_that_is_not_installed_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seeklet.finetune.trainer_settings.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"trainer\.use_vllm is true, but vllm is not installed"):
+        carry_out(load_recipe(write_recipe(tmp_path, "distill"), ["trainer.use_vllm=true"], DistillRecipe))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_teacher_is_not_written_over(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.pipeline import run_pipeline
@@ -114,4 +115,26 @@ def test_what_is_wrong_with_the_last_stage_is_found_before_the_first_runs(tmp_pa
         run_pipeline(path, overrides)
     with pytest.raises(RecipeError, match=r'^stages\.measured: .*there is no reward "exakt"'):
         run_pipeline(path, overrides[:1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_late_stage_that_wants_vllm_is_told_before_the_first_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the stage is started in processes of its own, whose batches nobody can check beforehand."""
+    monkeypatch.setattr("seeklet.finetune.trainer_settings.find_spec", lambda name: None)
+    path = write_rollout(tmp_path)
+    given = yaml.safe_load(path.read_text())
+    prompts = {key: given["stages"]["rollout"][key] for key in ("prompts", "rewards")}
+    given["stages"]["late"] = {
+        "stage": "grpo",
+        "launch": ["python"],
+        "model": {"path": "{sft}"},
+        **prompts,
+        "trainer": {"use_vllm": True},
+    }
+    # JSON is YAML, and has no anchors.
+    path.write_text(json.dumps(given))
+    with pytest.raises(RecipeError, match=r"^stages\.late: trainer\.use_vllm is true, but vllm is not installed"):
+        run_pipeline(path)
     assert not (tmp_path / "run").exists()
