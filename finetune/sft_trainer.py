@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from seeklet.modeling.batches import real_tokens
 from seeklet.modeling.mtp import IGNORE_INDEX
 
 from .balance import RouterBiasCallback, moe_layer_indices
@@ -167,8 +168,9 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         """Send nothing: what a company trains is its own affair."""
 
     def _count(self, inputs: Any, outputs: Any) -> None:
-        mask, labels = inputs.get("attention_mask"), inputs["labels"]
-        self._throughput.add(labels.numel() if mask is None else mask.sum())
+        labels = inputs["labels"]
+        real = real_tokens(labels.shape, inputs.get("attention_mask"), inputs.get("position_ids"))
+        self._throughput.add(labels.numel() if real is None else real.sum())
         self._num_steps += self.accelerator.sync_gradients
         for name in self._sums:
             part = getattr(outputs, name)

@@ -1,17 +1,30 @@
 """What the losses ask of a batch: which of its tokens are real, and what part of an optimiser step it is."""
 
-from typing import Any
-
 import torch
 
 from .mtp import IGNORE_INDEX
 
 
-def real_tokens(inputs: dict[str, Any]) -> torch.Tensor | None:
-    """Return which tokens of the pass are no padding: bool (B*S,), or None where no padding mask is given."""
-    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    mask = inputs["attention_mask"]
-    return mask.flatten().bool() if mask is not None and mask.shape == tokens.shape[:2] else None
+def real_tokens(
+    shape: torch.Size, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return which tokens of a pass are no padding: bool (B, S), or None where nothing tells.
+
+    Packed rows have no mask: where a row ends in tokens at position 0, these are padding. (A last conversation of one
+    token looks the same; nothing is learned from it.)
+
+    Args:
+        shape: (B, S), or more dimensions after them.
+        attention_mask: (B, S), False or 0 for padding; a mask of another shape tells nothing.
+        position_ids: (B or 1, S), each conversation's from 0.
+    """
+    if attention_mask is not None and attention_mask.shape == shape[:2]:
+        return attention_mask.bool()
+    if position_ids is None:
+        return None
+    real = position_ids.flip(1).cumsum(1).flip(1) > 0
+    # Of a row's first token position 0 says nothing.
+    return torch.cat((torch.ones_like(real[:, :1]), real[:, 1:]), dim=1).expand(shape[:2])
 
 
 def share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:

@@ -121,7 +121,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
         self, router_indices: tuple[torch.Tensor, ...], inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, ...]:
         """Return for each MoE layer how many real tokens went to each expert: int64 (E,)."""
-        valid, num_experts = real_tokens(inputs), self.config.n_routed_experts
+        valid, num_experts = _real_tokens(inputs), self.config.n_routed_experts
         return tuple(
             count_experts(indices, num_experts, None if valid is None else valid.to(indices.device))
             for indices in router_indices
@@ -254,7 +254,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
         else:
             # Sequence ids of a row stay below its length, so ids of different rows do not meet.
             ids, num_sequences = sequence_ids(positions) + rows * length, batch * length
-        valid = real_tokens(inputs)
+        valid = _real_tokens(inputs)
         losses = [
             sequence_balance_loss(
                 logits,
@@ -285,3 +285,9 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
             return self._packing(inputs, kwargs)
         # Left of a row a module at depth k would predict the first k + 1 tokens from padding.
         return (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
+
+
+def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | None:
+    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+    real = real_tokens(tokens.shape, inputs["attention_mask"], inputs["position_ids"])
+    return None if real is None else real.flatten()

@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import SeekletAttention
 from .balance import sum_over_ranks, updated_bias
+from .batches import real_tokens
 from .cache import LatentCache
 from .checkpoint import CheckpointMixin
 from .configuration import SeekletConfig
@@ -206,9 +207,6 @@ class SeekletModel(SeekletPreTrainedModel):
         past_key_values: Cache | None,
     ) -> dict[str, Any]:
         """Return what every layer of one pass is given: mask, rope, positions, and which tokens are padding."""
-        token_mask = None
-        if self.training and attention_mask is not None and attention_mask.shape == inputs_embeds.shape[:2]:
-            token_mask = attention_mask.bool()
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -220,7 +218,7 @@ class SeekletModel(SeekletPreTrainedModel):
             "attention_mask": mask,
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
             "position_ids": position_ids,
-            "token_mask": token_mask,
+            "token_mask": real_tokens(inputs_embeds.shape, attention_mask, position_ids) if self.training else None,
             # Passes without gradients (a reference model's, generation while training) are no training load.
             "count_load": self.training and torch.is_grad_enabled(),
         }

@@ -7,6 +7,7 @@ from seeklet.finetune.collation import TokenCollator
 from seeklet.finetune.losses import use_head_loss
 from tests.finetune.test_losses import build
 from tests.modeling.nano import assert_same_gradients, build_ours, draw_tokens
+from tests.modeling.test_moe import counts
 
 PAD = 0
 ROWS = [
@@ -65,15 +66,16 @@ def test_packing_changes_no_loss_and_no_gradient(name: str, joins: bool) -> None
     results = []
     for rows in (alone, packed):
         if name == "ours":
-            # Stacked rows are padded, and the router's load and balance loss would count that.
-            settings = {"num_nextn_predict_layers": 1, "balance_loss_weight": 0.1 if joins else 0.0}
-            model = build_ours(**settings).double()
+            model = build_ours(num_nextn_predict_layers=1, balance_loss_weight=0.1).double()
         else:
             model = use_head_loss(build(name))
         batch = TokenCollator(PAD, joins_packed_rows=joins)(rows)
         loss = model(**batch, use_cache=False).loss
         loss.backward()
-        results.append((model, loss))
-    (model, loss), (expected_model, expected) = results
+        # A conversation's last token has another one behind it, which the MTP module's router sees and no loss does.
+        load = counts(model)[:2]
+        results.append((model, loss, load))
+    (model, loss, load), (expected_model, expected, expected_load) = results
+    assert load == expected_load
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
     assert_same_gradients(model, expected_model, 1e-8)

@@ -136,6 +136,13 @@ def test_counts_the_real_tokens_of_training(side: str | None) -> None:
     assert [sum(layer) for layer in counts(model)] == [3 * (18 if mask is None else 13)] * 2
 
 
+def test_padding_behind_packed_rows_is_not_counted() -> None:
+    model = build_ours()
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 0, 0, 0, 0]])
+    model(draw_tokens(2, 9), position_ids=positions)
+    assert [sum(layer) for layer in counts(model)] == [3 * (9 + 5)] * 2
+
+
 def test_counts_add_up_over_forward_passes_and_not_in_evaluation() -> None:
     model = build_ours()
     first, second = draw_tokens(2, 9), draw_tokens(3, 4, seed=2)
