@@ -97,6 +97,7 @@ def _train(run: Run[GrpoRecipe]) -> GrpoResult:
             bias_update_speed=recipe.moe.bias_update_speed or 0.0,
             drafts=recipe.rollout.use_mtp,
             replays_routing=recipe.rollout.replay_routing,
+            router_folder=folder.path / "router" if recipe.rollout.record_router else None,
             callbacks=[MetricsFile(folder.metrics), RewardGuard(rewards), progress],
             max_shard_gb=recipe.output.max_shard_gb,
         )

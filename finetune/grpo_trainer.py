@@ -3,6 +3,7 @@
 # B rows of a micro-batch, P prompt and C completion tokens, L layers that route, K experts chosen per token
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from seeklet.modeling.routing_record import RoutingRecord, padded_positions
 
 from .balance import RouterBiasCallback, moe_layer_indices
 from .limits import MAX_SHARD_GB
+from .router_record import share_of_changed_routes, write_router_logits
 from .sampling_trainer import SamplingTrainer
 from .throughput import memory_gib
 from .training_model import MtpLoss, find_seeklet
@@ -50,6 +52,7 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
         bias_update_speed: float = 0.0,
         drafts: bool = False,
         replays_routing: bool = False,
+        router_folder: Path | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         max_shard_gb: float = MAX_SHARD_GB,
     ):
@@ -67,6 +70,8 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
             bias_update_speed: how far a router bias moves per optimiser step; 0 freezes it, as is usual in RL.
             drafts: whether multi-token prediction modules draft the rollouts.
             replays_routing: whether training uses the experts that the rollout used.
+            router_folder: where router logits of some rows of each logged step are written; the share of experts that
+                training would choose otherwise than the rollout is logged then, too.
             callbacks: beside those of Trainer.
             max_shard_gb: the largest file of a saved model.
         """
@@ -86,6 +91,7 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
         bare.config.use_cache = uses_cache
         self._mtp_loss, self._replays = mtp_loss, replays_routing and self._seeklet is not None
         self._drafts = drafts and self._seeklet is not None
+        self._router_folder = None if self._seeklet is None else router_folder
         # Of the micro-batch: what its loss has beside the policy's, and where its tokens were sent.
         self._extra_loss: torch.Tensor | None = None
         self._expert_choice: torch.Tensor | None = None
@@ -104,7 +110,9 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         # One row per sample comes in; those of a prompt stand together.
         size = num_generations if _are_groups(prompt_ids, num_generations) else 1
-        samples = self.draw_samples(prompt_ids[::size], size, self._drafts, self._replays)
+        samples = self.draw_samples(
+            prompt_ids[::size], size, self._drafts, self._replays or self._router_folder is not None
+        )
         self._record = samples.routing
         return samples.tokens, None
 
@@ -200,7 +208,8 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
         trains = model.training and torch.is_grad_enabled()
         labels = tokens.masked_fill(mask == 0, IGNORE_INDEX)
         labels[:, :-num_completion] = IGNORE_INDEX
-        replayed = {} if choice is None else {"expert_choice": choice.movedim(2, 0).long()}
+        replayed = {"expert_choice": choice.movedim(2, 0).long()} if choice is not None and self._replays else {}
+        records = trains and self._router_folder is not None
         with self.accelerator.autocast():
             outputs = model(
                 input_ids=tokens,
@@ -211,8 +220,11 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
                 mtp_loss=self._mtp_loss if trains else "off",
                 return_logits=False,
                 use_cache=False,
+                output_router_logits=records,
                 **replayed,
             )
+        if records and choice is not None:
+            self._record_router(outputs.router_logits, tokens, mask, choice)
         if trains:
             self._extra_loss = outputs.loss if outputs.loss.requires_grad else None
             for name in ("mtp_loss", "balance_loss"):
@@ -220,6 +232,18 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
                     mean: Any = self.accelerator.reduce(part.detach(), reduction="mean")
                     self._metrics["train"][name].append(mean.item())
         return outputs
+
+    def _record_router(
+        self, logits: Sequence[torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
+    ) -> None:
+        assert self._seeklet is not None and self._router_folder is not None
+        share = share_of_changed_routes(self._seeklet, logits, choice)
+        mean: Any = self.accelerator.reduce(share, reduction="mean")
+        self._metrics["train"]["routes_changed"].append(mean.item())
+        # The step that is going on; of several micro-batches the last one stays.
+        step = self.state.global_step + 1
+        if self.accelerator.is_main_process and step % max(1, int(self.state.logging_steps)) == 0:
+            write_router_logits(self._router_folder / f"step-{step}.safetensors", tokens, mask, logits, choice)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what TRL has measured; to an entry of training add the memory."""

@@ -171,11 +171,14 @@ def check_rollout(model: nn.Module, settings: RolloutSettings) -> None:
     """
     check_drafts(model, settings.use_mtp, "rollout.use_mtp")
     seeklet = find_seeklet(model)
-    if settings.replay_routing and (seeklet is None or not moe_layer_indices(seeklet)):
-        raise RecipeError(
-            "rollout.replay_routing is true, but the model routes nothing that seeklet could replay; allowed: false, "
-            "except for DeepSeek-V3-architecture mixtures of experts"
-        )
+    if seeklet is not None and moe_layer_indices(seeklet):
+        return
+    for name in ("replay_routing", "record_router"):
+        if getattr(settings, name):
+            raise RecipeError(
+                f"rollout.{name} is true, but the model routes nothing that seeklet could record; allowed: false, "
+                "except for DeepSeek-V3-architecture mixtures of experts"
+            )
 
 
 def freeze_unreached(model: nn.Module, settings: MoeSettings, stage: str = "sft") -> None:

@@ -162,7 +162,7 @@ def _find_sft_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
 
 def _find_grpo_contradictions(recipe: "GrpoRecipe") -> Iterator[tuple[str, str]]:
     if recipe.trainer.get("use_vllm"):
-        for name in ("use_mtp", "replay_routing"):
+        for name in ("use_mtp", "replay_routing", "record_router"):
             if getattr(recipe.rollout, name):
                 yield f"rollout.{name}", "is of seeklet's own rollouts, and trainer.use_vllm leaves them to vLLM"
 

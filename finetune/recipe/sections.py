@@ -109,6 +109,8 @@ class RolloutSettings:
     """Whether multi-token prediction modules draft: samples of the same distribution, sooner where they guess well."""
     replay_routing: bool = False
     """Whether training sends each token to the experts that the rollout sent it to (mixtures of experts only)."""
+    record_router: bool = False
+    """Whether the share of experts chosen otherwise in training is logged, and router logits of some rows are kept."""
     on_error: float = 0.0
     """What a sample is given that a reward cannot score."""
     max_failed_share: Annotated[float, SHARE] = 0.5
