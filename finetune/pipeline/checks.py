@@ -1,6 +1,7 @@
 """What can be known to be wrong with late stages before the first one runs, beyond their recipes' text."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import RecipeError
@@ -17,6 +18,25 @@ MAKERS: Mapping[str, Callable[..., Any]] = {
     "distill": make_distill_config,
     "distill-topk": make_topk_config,
 }
+# Trainer settings that depend on how many processes there are, or on their machine, which need not be this one.
+OF_THE_LAUNCHED = frozenset(
+    {
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "generation_batch_size",
+        "steps_per_generation",
+        "num_generations",
+        "num_generations_eval",
+        "ddp_backend",
+        "deepspeed",
+        "fsdp",
+        "fsdp_config",
+        "bf16",
+        "fp16",
+        "tf32",
+    }
+)
 
 
 def check_stages(pipeline: Pipeline) -> None:
@@ -32,9 +52,8 @@ def check_stages(pipeline: Pipeline) -> None:
                 RewardSet(rewards)
             if isinstance(stage.recipe, TrainingRecipe):
                 check_vllm(stage.recipe)
-            # Batches depend on how many processes there are: those that launch starts check them.
-            if isinstance(stage.recipe, TrainingRecipe) and not stage.launch:
-                MAKERS[stage.kind](stage.recipe, RunFolder.of(stage.recipe).checkpoints)
+                recipe = _without_own_checks(stage.recipe) if stage.launch else stage.recipe
+                MAKERS[stage.kind](recipe, RunFolder.of(recipe).checkpoints)
         except RecipeError as error:
             problems.append(f"stages.{stage.name}: {error}")
     if pipeline.evaluation is not None:
@@ -44,3 +63,10 @@ def check_stages(pipeline: Pipeline) -> None:
             problems.append(f"evaluation: {error}")
     if problems:
         raise RecipeError("\n".join(problems))
+
+
+def _without_own_checks(recipe: TrainingRecipe) -> TrainingRecipe:
+    """Return the recipe without what the processes it is launched in check themselves."""
+    return replace(
+        recipe, trainer={name: value for name, value in recipe.trainer.items() if name not in OF_THE_LAUNCHED}
+    )

@@ -12,6 +12,8 @@ import pytest
 
 from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.pipeline import run_pipeline
+from seeklet.finetune.pipeline.checks import check_stages
+from seeklet.finetune.pipeline.load import load_pipeline
 from seeklet.finetune.run_folder import RunFolder, locked
 from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT
@@ -150,6 +152,32 @@ def test_several_processes_are_not_how_it_is_started(tmp_path: Path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(RecipeError, match="launch: in the pipeline starts the others"):
         run_pipeline(path)
+
+
+@pytest.mark.parametrize("launch", [[], ["python"]], ids=["here", "launched"])
+def test_late_stages_trainer_is_checked_first(tmp_path: Path, launch: list[str], run_here: RunHere) -> None:
+    path = write_pipeline(tmp_path, launch=launch)
+    given = json.loads(path.read_text())
+    given["stages"]["grpo"]["trainer"]["logging_nan_inf_filter"] = True
+    path.write_text(json.dumps(given))
+    code, said, errors = run_here("run", path)
+    assert (
+        code == 2 and "stages.grpo: trainer.logging_nan_inf_filter is true" in errors and len(errors.splitlines()) == 1
+    )
+    assert "1/2 cold" not in said and not (tmp_path / "run").exists()
+
+
+def test_what_launched_processes_check_is_left_to_them(tmp_path: Path) -> None:
+    """7 samples of each prompt do not divide a batch of one process."""
+    problems = {}
+    for launch in ([], ["python"]):
+        path = write_pipeline(tmp_path / str(len(launch)), launch=launch)
+        pipeline = load_pipeline(path, ["stages.grpo.trainer.num_generations=7"])
+        try:
+            check_stages(pipeline)
+        except RecipeError as error:
+            problems[len(launch)] = str(error)
+    assert problems.keys() == {0} and "stages.grpo: trainer: " in problems[0]
 
 
 def test_a_dry_run(tmp_path: Path, run_here: RunHere) -> None:
