@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ POSITIVE = Range(least=1)
 NOT_NEGATIVE = Range(least=0)
 ABOVE_ZERO = Range(above=0)
 SHARE = Range(least=0, most=1)
+PROBABILITY = Range(above=0, most=1)
 NOT_EMPTY = Pattern(r".*\S.*", "a text that is not empty")
+Text = Annotated[str, NOT_EMPTY]
 
 # Of one file of a saved model, as transformers itself would choose it.
 MAX_SHARD_GB = 5.0

@@ -5,9 +5,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ..reasoning import END_THINK, THINK
+
 PAD, BOS, EOS, UNK = "<｜pad｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜unk｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+ANSWER, END_ANSWER = "<answer>", "</answer>"
 
 # Ordinary added tokens, as in DeepSeek-R1's own tokenizer: special ones would be dropped by
 # `decode(skip_special_tokens=True)`, which is how RL trainers decode, and every reward would be 0.

@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ..errors import RecipeError
-from ..limits import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from ..limits import NOT_NEGATIVE, POSITIVE, PROBABILITY, SHARE, Text
 from ..sampling import Sampling
-
-Text = Annotated[str, NOT_EMPTY]
-PROBABILITY = Range(above=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

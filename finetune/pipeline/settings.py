@@ -4,14 +4,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ..evaluation.models import TRAINED
-from ..limits import NOT_EMPTY
+from ..limits import Text
 from ..recipe import FolderSettings, ReasoningRecipe, RolloutRecipe, StageRecipe, TrainingRecipe
 from ..rollout.run import DATASET
 
-Text = Annotated[str, NOT_EMPTY]
 MANIFEST, REPORT = "manifest.json", "report.md"
 # Where the evaluation of the first stage's model goes, beside the folders of the stages.
 BEFORE = "before"

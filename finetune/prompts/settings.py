@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..errors import DataError
-from ..limits import NOT_EMPTY, POSITIVE, Range
-
-Text = Annotated[str, NOT_EMPTY]
+from ..limits import POSITIVE, Range, Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..limits import ABOVE_ZERO, MAX_SHARD_GB, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, Pattern
+from ..limits import ABOVE_ZERO, MAX_SHARD_GB, NOT_NEGATIVE, POSITIVE, SHARE, Pattern, Text
 
-Text = Annotated[str, NOT_EMPTY]
 # A name of ours, or a function of the user's own: a dotted module, a colon, and what stands in it.
 Metric = Annotated[
     str,

@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..errors import RecipeError
-from ..limits import ABOVE_ZERO, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from ..limits import ABOVE_ZERO, NOT_NEGATIVE, POSITIVE, PROBABILITY, SHARE, Text
 from ..sampling import Sampling
-
-Text = Annotated[str, NOT_EMPTY]
-PROBABILITY = Range(above=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
