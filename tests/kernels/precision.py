@@ -30,7 +30,7 @@ def outputs_and_gradients(
     output = function(*leaves)
     generator = torch.Generator().manual_seed(7)
     cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    output.backward(cotangent.to(output.dtype))
+    output.backward(cotangent.to(device=output.device, dtype=output.dtype))
     return [output.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
 
 

@@ -4,29 +4,39 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-class _RMSNorm(torch.autograd.Function):
+def rms_norm_forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output (..., D), and 1 / sqrt(mean(x^2) + eps) of each row (..., 1) in fp32 or wider."""
     # In place wherever a pass over memory is spared: half the time of the plain expression and its gradient.
+    wide = _wide_copy(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return weight * wide.mul_(rstd).to(x.dtype), rstd
 
+
+def rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, needs_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the gradients to `x` and to `weight`, the latter only if needed, given `grad` (..., D)."""
+    normed, grad = _wide_copy(x).mul_(rstd), _wide_copy(grad)
+    grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype) if needs_weight else None
+    grad.mul_(weight)
+    along = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(x.shape[-1])
+    grad_x = grad.sub_(normed.mul_(along)).mul_(rstd)
+    return grad_x.to(x.dtype), grad_weight
+
+
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        wide = _wide_copy(x)
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        output, rstd = rms_norm_forward(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return weight * wide.mul_(rstd).to(x.dtype)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight, rstd = ctx.saved_tensors
-        normed, grad = _wide_copy(x).mul_(rstd), _wide_copy(grad)
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad.mul_(weight)
-        along = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(x.shape[-1])
-        grad_x = grad.sub_(normed.mul_(along)).mul_(rstd)
-        return grad_x.to(x.dtype), grad_weight, None
+        return *rms_norm_backward(grad, x, weight, rstd, ctx.needs_input_grad[1]), None
 
 
 def _wide_copy(x: torch.Tensor) -> torch.Tensor:
@@ -44,3 +54,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `rms_norm(x + residual)` and the sum itself, which is the next residual; all (..., D) in one dtype.
+
+    The sum is rounded to that dtype before it is normalised, as two separate operations would.
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total

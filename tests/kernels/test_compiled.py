@@ -1,0 +1,71 @@
+"""Every kernel as it is compiled for GPUs that are not here: no spills, within limits, no worse than it was."""
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton, which does not come with every build of torch")
+
+import triton
+
+from seeklet.modeling.kernels.launch import Configuration
+from tests.kernels import ahead_of_time
+from tests.kernels.ahead_of_time import Compiled
+
+CASES = [
+    pytest.param(operator, configuration, capability, id=f"{operator}-{configuration.name}-sm_{capability}")
+    for operator in ahead_of_time.operators_with_kernels()
+    for configuration in ahead_of_time.configurations(operator)
+    for capability in configuration.capabilities
+]
+GOOD = Compiled(registers=100, stack=0, spills=0, shared=1000, tensor_cores=8)
+
+
+@pytest.mark.parametrize(("operator", "configuration", "capability"), CASES)
+def test_compiles_within_the_gates_and_no_worse_than_before(
+    operator: str, configuration: Configuration, capability: int
+) -> None:
+    compiled = ahead_of_time.compile_kernel(configuration, capability)
+    assert ahead_of_time.failed_gates(configuration, capability, compiled) == []
+    table = ahead_of_time.read_table(operator)
+    if table["triton"] != triton.__version__:
+        pytest.skip(f"the table is of triton {table['triton']}; renew it: python -m tests.kernels.ahead_of_time")
+    before = Compiled(**table["kernels"][f"{configuration.name}/sm_{capability}"])
+    assert ahead_of_time.regressions(compiled, before) == []
+
+
+@pytest.mark.parametrize("operator", ahead_of_time.operators_with_kernels())
+def test_the_table_holds_what_there_is(operator: str) -> None:
+    found = {
+        f"{configuration.name}/sm_{capability}"
+        for configuration in ahead_of_time.configurations(operator)
+        for capability in configuration.capabilities
+    }
+    assert ahead_of_time.read_table(operator)["kernels"].keys() == found
+
+
+@pytest.mark.parametrize(
+    ("worse", "says"),
+    [
+        ({"registers": 111}, "registers"),
+        ({"shared": 1001}, "shared"),
+        ({"tensor_cores": 7}, "matrix instructions"),
+    ],
+)
+def test_getting_worse_is_told(worse: dict[str, int], says: str) -> None:
+    [line] = ahead_of_time.regressions(GOOD._replace(**worse), GOOD)
+    assert says in line
+    assert ahead_of_time.regressions(GOOD._replace(registers=110), GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"stack": 8}, "spills"),
+        ({"spills": 1}, "spills"),
+        ({"shared": 163 * 1024 + 1}, "shared"),
+        ({"tensor_cores": 0}, "matrix"),
+    ],
+)
+def test_each_gate_closes(bad: dict[str, int], says: str) -> None:
+    configuration = Configuration("any", None, {}, {}, tensor_cores=True)
+    [line] = ahead_of_time.failed_gates(configuration, 80, GOOD._replace(**bad))
+    assert says in line
