@@ -3,7 +3,7 @@
 Importing registers the classes with transformers' Auto classes; `seeklet.unregister()` undoes it.
 """
 
-from seeklet.modeling import register, unregister
+from seeklet.modeling import kernelize, register, unkernelize, unregister
 
-__all__ = ["__version__", "register", "unregister"]
+__all__ = ["__version__", "kernelize", "register", "unkernelize", "unregister"]
 __version__ = "0.1.0"

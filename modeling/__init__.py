@@ -5,6 +5,7 @@ from .classifiers import SeekletForSequenceClassification, SeekletForTokenClassi
 from .configuration import SeekletConfig
 from .errors import CheckpointError, ConfigError, GenerationError, SeekletError
 from .heads import SeekletForCausalLM
+from .kernelize import kernelize, unkernelize
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp_decoding import SeekletMTPOutput
 from .outputs import SeekletCausalLMOutput
@@ -24,6 +25,8 @@ __all__ = [
     "SeekletMTPOutput",
     "SeekletModel",
     "SeekletPreTrainedModel",
+    "kernelize",
     "register",
+    "unkernelize",
     "unregister",
 ]

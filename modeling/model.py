@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
+from kernels import Mode, use_kernel_mapping
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -21,6 +22,7 @@ from .batches import real_tokens
 from .cache import LatentCache
 from .checkpoint import CheckpointMixin
 from .configuration import SeekletConfig
+from .kernelize import kernel_mapping, kernelize, unkernelize
 from .layer import SeekletDecoderLayer
 from .moe import SeekletExperts, SeekletMoE, SeekletRouter
 from .mtp import SeekletMTPLayer, shift_left
@@ -59,6 +61,21 @@ class SeekletPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Return the experts implementation to use; ours ("eager" to transformers) unless another is asked for."""
         return super().get_correct_experts_implementation(requested_experts or "eager")
+
+    def set_use_kernels(self, use_kernels: bool, kernel_config: Any = None, mode: Mode | None = None) -> None:
+        """Take seeklet's kernels, and with a `kernel_config` also those it names; without `use_kernels`, none.
+
+        transformers calls this for `from_pretrained(..., use_kernels=True)`, and then at each `train()` and `eval()`.
+        """
+        if not use_kernels:
+            unkernelize(self)
+        if not use_kernels or kernel_config is not None:
+            with use_kernel_mapping(kernel_mapping()):
+                super().set_use_kernels(use_kernels, kernel_config, mode)
+            return
+        training = self.training if mode is None else Mode.TRAINING in mode
+        kernelize(self, "training" if training else "inference", quiet=True)
+        self._use_kernels = True
 
     def update_router_bias(
         self, group: torch.distributed.ProcessGroup | None = None, speed: float | None = None

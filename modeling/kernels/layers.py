@@ -1,0 +1,28 @@
+"""Every layer that a model's hooks can take from this package, each named as its hook.
+
+Layers are pure, as the `kernels` library demands: no constructor, no other methods, the forward signature of the layer
+they replace, whose attributes they read. `has_backward` and `can_torch_compile` are all they may say about themselves.
+"""
+
+import torch
+from torch import nn
+
+from .rms_norm.op import rms_norm
+
+# Compute capability from which on the kernels are compiled and tested.
+MIN_CAPABILITY = 80
+# Layers whose result or gradients may differ in the last bits from one run to the next.
+NOT_DETERMINISTIC: frozenset[str] = frozenset()
+
+
+class SeekletRMSNorm(nn.Module):
+    """RMSNorm over the last dimension."""
+
+    has_backward = True
+    can_torch_compile = True
+    weight: torch.Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return `hidden_states` (..., D) normalised, times `weight` (D,)."""
+        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
