@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .rms_norm.op import rms_norm
+from .swiglu.op import swiglu
 
 # Compute capability from which on the kernels are compiled and tested.
 MIN_CAPABILITY = 80
@@ -26,3 +27,14 @@ class SeekletRMSNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return `hidden_states` (..., D) normalised, times `weight` (D,)."""
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class SeekletSwiGLU(nn.Module):
+    """silu(gate) * up."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Return `silu(gate) * up`, elementwise (..., I)."""
+        return swiglu(gate, up)

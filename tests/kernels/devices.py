@@ -38,11 +38,11 @@ def assert_kernel_as_precise_as(
 ) -> None:
     """Assert that an operator's kernel errs at most twice as much as plain PyTorch, output and every gradient.
 
-    Both run in `dtype` at the same inputs, rounded to it, and are held against `plain` in float64 on CPU. `plain` runs
-    outside of `kernels_on(device)`, and may so be the operator's own reference.
+    Both run in `dtype` at the same inputs and cotangent, rounded to it, and are held against `plain` in float64 on
+    CPU. `plain` runs outside of `kernels_on(device)`, and may so be the operator's own reference.
     """
     rounded = [tensor.to(dtype).double() for tensor in inputs]
-    exact = outputs_and_gradients(plain, rounded, torch.float64)
+    exact = outputs_and_gradients(plain, rounded, torch.float64, dtype)
     expected = outputs_and_gradients(plain, rounded, dtype)
     with kernels_on(device):
         actual = outputs_and_gradients(operator, [tensor.to(device) for tensor in rounded], dtype)

@@ -23,14 +23,20 @@ def gradient(leaf: torch.Tensor) -> torch.Tensor:
 
 
 def outputs_and_gradients(
-    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], dtype: torch.dtype
+    function: Callable[..., torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+    cotangent_dtype: torch.dtype = torch.float64,
 ) -> list[torch.Tensor]:
-    """Return the output at `inputs` in `dtype`, then the gradient of each input under a fixed random cotangent."""
+    """Return the output at `inputs` in `dtype`, then the gradient of each input under a fixed random cotangent.
+
+    The cotangent is drawn in float64 and rounded to `cotangent_dtype`, then to the dtype of the output.
+    """
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     output = function(*leaves)
     generator = torch.Generator().manual_seed(7)
     cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    output.backward(cotangent.to(device=output.device, dtype=output.dtype))
+    output.backward(cotangent.to(cotangent_dtype).to(device=output.device, dtype=output.dtype))
     return [output.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
 
 

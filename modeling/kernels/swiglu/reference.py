@@ -5,6 +5,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return `silu(gate) * up` with one tensor of memory; no gradient."""
+    return F.silu(gate).mul_(up)
+
+
 def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of `silu(gate) * up` to gate and up, given `grad`; all of one shape."""
     return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
@@ -14,7 +19,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return swiglu_forward(gate, up)
 
     @staticmethod
     @once_differentiable
