@@ -21,7 +21,6 @@ from unittest import mock
 
 import numpy
 import torch
-import triton
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.autotuner import Autotuner
@@ -237,9 +236,6 @@ def interpreted() -> Iterator[None]:
                 stack.enter_context(mock.patch.object(tl.tensor, name, _method(member)))
         scope = interpreter._patch_lang(language)
         stack.callback(scope.restore)
-        was = triton.knobs.runtime.interpret
-        stack.callback(setattr, triton.knobs.runtime, "interpret", was)
-        triton.knobs.runtime.interpret = True
         yield
 
 

@@ -150,6 +150,12 @@ def test_operators_take_kernels_only_inside() -> None:
     assert not runs_triton(x)
 
 
+def test_functions_decorated_inside_are_those_of_the_compiler() -> None:
+    """Operators import their kernels when they first run, which may be inside."""
+    with interpreted():
+        assert type(triton.jit(twice.fn)) is type(twice)
+
+
 def test_the_same_functions_compile_afterwards() -> None:
     pointers = {"x_ptr": "*bf16", "y_ptr": "*bf16", "out_ptr": "*fp32"}
     x = torch.ones(16, dtype=torch.bfloat16)
