@@ -36,6 +36,26 @@ def choose_experts(
     return top_k_lowest_index(biased_TE, top_k)
 
 
+def _weights(scores_TK: torch.Tensor, norm_topk_prob: bool, routed_scaling_factor: float) -> torch.Tensor:
+    if norm_topk_prob:
+        scores_TK = scores_TK / (scores_TK.sum(-1, keepdim=True) + 1e-20)
+    return scores_TK * routed_scaling_factor
+
+
+def _choice(
+    scores_TE: torch.Tensor,
+    bias_E: torch.Tensor,
+    expert_choice: torch.Tensor | None,
+    n_group: int,
+    topk_group: int,
+    top_k: int,
+) -> torch.Tensor:
+    indices_TK = choose_experts(scores_TE, bias_E, n_group, topk_group, top_k)
+    if expert_choice is None:
+        return indices_TK
+    return torch.where(expert_choice >= 0, expert_choice.to(indices_TK.dtype), indices_TK)
+
+
 def route(
     logits_TE: torch.Tensor,
     bias_E: torch.Tensor,
@@ -55,10 +75,49 @@ def route(
     """
     scores_TE = expert_scores(logits_TE, scoring_func)
     with torch.no_grad():
-        indices_TK = choose_experts(scores_TE.detach(), bias_E, n_group, topk_group, top_k)
-        if expert_choice is not None:
-            indices_TK = torch.where(expert_choice >= 0, expert_choice.to(indices_TK.dtype), indices_TK)
-    weights_TK = scores_TE.gather(-1, indices_TK)
+        indices_TK = _choice(scores_TE.detach(), bias_E, expert_choice, n_group, topk_group, top_k)
+    return _weights(scores_TE.gather(-1, indices_TK), norm_topk_prob, routed_scaling_factor), indices_TK
+
+
+def route_forward(
+    logits_TE: torch.Tensor,
+    bias_E: torch.Tensor,
+    expert_choice: torch.Tensor | None,
+    scoring_func: str,
+    n_group: int,
+    topk_group: int,
+    top_k: int,
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return weights, indices and scores of the chosen experts, each (T, K); the first two are those of `route`."""
+    scores_TE = expert_scores(logits_TE, scoring_func)
+    indices_TK = _choice(scores_TE, bias_E, expert_choice, n_group, topk_group, top_k)
+    scores_TK = scores_TE.gather(-1, indices_TK)
+    return _weights(scores_TK, norm_topk_prob, routed_scaling_factor), indices_TK, scores_TK
+
+
+def route_backward(
+    grad_TK: torch.Tensor,
+    scores_TK: torch.Tensor,
+    indices_TK: torch.Tensor,
+    logits_TE: torch.Tensor | None,
+    num_experts: int,
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
+) -> torch.Tensor:
+    """Return the gradient (T, E) to the logits, given that to the weights.
+
+    `scores_TK` and `indices_TK` are those of `route_forward`; `logits_TE` are given where scores are a softmax.
+    """
+    grad_TK = grad_TK * routed_scaling_factor
     if norm_topk_prob:
-        weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-    return weights_TK * routed_scaling_factor, indices_TK
+        total = scores_TK.sum(-1, keepdim=True) + 1e-20
+        grad_TK = (grad_TK - (grad_TK * scores_TK).sum(-1, keepdim=True) / total) / total
+    grad_TK = grad_TK * scores_TK
+    if logits_TE is None:
+        grad_TK = grad_TK * (1 - scores_TK)
+    grad_TE = scores_TK.new_zeros((len(scores_TK), num_experts)).scatter_add_(-1, indices_TK, grad_TK)
+    if logits_TE is not None:
+        grad_TE -= logits_TE.softmax(-1) * grad_TK.sum(-1, keepdim=True)
+    return grad_TE
