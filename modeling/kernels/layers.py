@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .rms_norm.op import rms_norm
+from .rope.op import apply_rope
 from .swiglu.op import swiglu
 
 # Compute capability from which on the kernels are compiled and tested.
@@ -38,3 +39,17 @@ class SeekletSwiGLU(nn.Module):
     def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Return `silu(gate) * up`, elementwise (..., I)."""
         return swiglu(gate, up)
+
+
+class SeekletApplyRope(nn.Module):
+    """Rotates the rope part of queries and of the shared key; pairs interleaved or not, as the weights hold them."""
+
+    has_backward = True
+    can_torch_compile = True
+    interleaved: bool
+
+    def forward(
+        self, q_rope: torch.Tensor, k_rope: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `q_rope` (B, H, S, R) and `k_rope` (B, 1, S, R) rotated by `cos`, `sin` (B or 1, S, R)."""
+        return apply_rope(q_rope, k_rope, cos, sin, self.interleaved)
