@@ -11,6 +11,7 @@ def test_...(device: str) -> None:
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.kernels.precision import FLOOR, outputs_and_gradients, relative_error
 DEVICES = [pytest.param("cpu", id="interpreted"), pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def kernels_on(device: str) -> AbstractContextManager[None]:
+def kernels_on(device: str) -> AbstractContextManager[Any]:
     """Return the context in which operators take their Triton kernels for tensors on this device."""
     if device == "cuda":
         return contextlib.nullcontext()

@@ -14,6 +14,7 @@ Corrected against triton 3.9.0:
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -101,9 +102,15 @@ def _in_fp32(name: str) -> Any:
 
 
 class Builder(interpreter.InterpreterBuilder):
-    """The interpreter's operations, corrected; `memory` are the address ranges that the running kernel was given."""
+    """The interpreter's operations, corrected.
+
+    Attributes:
+        memory: starts and ends of the address ranges that the running kernel was given.
+        launched: launches by kernel.
+    """
 
     memory: tuple[numpy.ndarray, numpy.ndarray]
+    launched: Counter[str]
 
     def cast_impl(self, src, dst_type):
         """Return `src` cast between floats, or between a float and an integer."""
@@ -188,6 +195,7 @@ def _memory(arguments: Iterable[Any]) -> tuple[numpy.ndarray, numpy.ndarray]:
 def _run(self: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> None:
     builder: Any = interpreter.interpreter_builder
     builder.memory = _memory([*args, *options.values()])
+    builder.launched[f"{self.fn.__module__.rpartition('.')[0].rpartition('.')[2]}.{self.fn.__name__}"] += 1
     function = interpreter.InterpretedFunction(self.fn)
     function.run(*args, grid=grid, warmup=warmup, **options)
 
@@ -212,14 +220,18 @@ def _checked(plain: Any, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """Interpret every Triton launch, and let operators take their kernels for tensors on CPU."""
+def interpreted() -> Iterator[Counter[str]]:
+    """Interpret every Triton launch, and let operators take their kernels for tensors on CPU.
+
+    What comes with it counts the launches of each kernel, such as `rms_norm.forward_kernel`.
+    """
     builder: Any = interpreter.interpreter_builder
     language = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     with contextlib.ExitStack() as stack:
         stack.enter_context(numpy.errstate(all="ignore"))
         stack.callback(setattr, builder, "__class__", type(builder))
         builder.__class__ = Builder
+        builder.launched = Counter()
         for owner, name, value in (
             (interpreter, "_convert_float", convert_float),
             (interpreter.ReduceOps, "apply", _checked(interpreter.ReduceOps.apply, "reduction")),
@@ -236,7 +248,7 @@ def interpreted() -> Iterator[None]:
                 stack.enter_context(mock.patch.object(tl.tensor, name, _method(member)))
         scope = interpreter._patch_lang(language)
         stack.callback(scope.restore)
-        yield
+        yield builder.launched
 
 
 def _method(function: Any) -> Any:
