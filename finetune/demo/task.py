@@ -1,8 +1,8 @@
-"""The demo's task: chains of sums from reasoning-gym, solved with written-out running totals."""
+"""The demo's task: chains of sums from reasoning-gym with small totals, solved by writing each of them out."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import reasoning_gym
@@ -11,6 +11,9 @@ from ..reasoning import parse
 
 # With fewer terms the model learns to add them up without thinking, and thinking pays little.
 MIN_TERMS, MAX_TERMS = 5, 7
+# No total of a problem is below 0 or above this. With all that digits and signs give, -40 to 40, 1,000 steps were too
+# few to learn the sums with some seeds; and the rarest ones, wrong in the teacher, were sieved out for the student, too.
+LARGEST_TOTAL = 20
 # reasoning-gym draws item i of seed s from Random(s + i): neighbouring seeds share nearly all items.
 # Splits therefore start this far apart, and no split may be larger.
 SPLIT_SPACING = 10_000_000
@@ -37,13 +40,15 @@ def write_reasoning(expression: str) -> str:
     >>> write_reasoning("4-9+2")
     '4-9=-5;-5+2=-3'
     """
-    total = int(expression[0])
-    steps = []
-    for operator, digit in zip(expression[1::2], expression[2::2], strict=True):
-        before = total
-        total += int(digit) if operator == "+" else -int(digit)
-        steps.append(f"{before}{operator}{digit}={total}")
-    return ";".join(steps)
+    totals = _totals(expression)
+    steps = zip(totals, expression[1::2], expression[2::2], totals[1:], strict=False)
+    return ";".join(f"{before}{operator}{digit}={total}" for before, operator, digit, total in steps)
+
+
+def _totals(expression: str) -> list[int]:
+    """Return the first number and each running total."""
+    signed = zip("+" + expression[1::2], expression[::2], strict=True)
+    return list(accumulate(int(operator + digit) for operator, digit in signed))
 
 
 def thinks(completion: str, row: Mapping[str, Any]) -> float:
@@ -87,7 +92,7 @@ class ChainSums:
         def fresh():
             for entry in (source[index] for index in range(SPLIT_SPACING)):
                 prompt = entry["metadata"]["expression"].replace(" ", "")
-                if prompt not in seen:
+                if prompt not in seen and all(0 <= total <= LARGEST_TOTAL for total in _totals(prompt)):
                     seen.add(prompt)
                     yield Problem(prompt, write_reasoning(prompt), entry["answer"], len(prompt) // 2 + 1, entry)
 

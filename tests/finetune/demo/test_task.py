@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from seeklet.finetune.demo import task as tasks
-from seeklet.finetune.demo.task import SPLIT_SPACING, ChainSums, checks_trace, thinks, write_reasoning
+from seeklet.finetune.demo.task import LARGEST_TOTAL, SPLIT_SPACING, ChainSums, checks_trace, thinks, write_reasoning
 
 TASK = ChainSums(seed=3, num_test=400)
 ROW: dict[str, Any] = {"prompt": [{"role": "user", "content": "4-9+2"}], "answer": "-3"}
@@ -22,6 +22,7 @@ def test_every_step_of_every_trace_is_right() -> None:
             left, right = step.split("=")
             # Python itself as the reference; the text consists of digits and signs only.
             assert eval(left) == int(right)
+        assert all(0 <= int(step.split("=")[1]) <= LARGEST_TOTAL for step in steps)
         assert eval(problem.prompt) == int(steps[-1].split("=")[1]) == int(problem.answer)
         assert problem.answer == problem.entry["answer"] and len(steps) == problem.terms - 1
 
