@@ -4,3 +4,7 @@ Every operator has a `reference.py` in plain PyTorch: it is the specification, t
 oracle in one. The package imports nothing else of seeklet, so that it can be published as a kernel
 repository unchanged.
 """
+
+from . import functional, layers
+
+__all__ = ["functional", "layers"]
