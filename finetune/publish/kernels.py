@@ -30,7 +30,7 @@ tags:
 # {name}
 
 Fused kernels in Triton for models of the DeepSeek-V3 architecture, made by seeklet. They need a CUDA GPU of compute
-capability {major}.{minor} or newer, and triton, which comes with the CUDA builds of torch; on other devices every operator
+capability {major}.{minor} or newer, and triton, which comes with CUDA builds of torch; on other devices every operator
 runs its reference in plain PyTorch.
 
 ```python
