@@ -89,6 +89,7 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
             max_shard_gb=max_shard_gb,
         )
         bare.config.use_cache = uses_cache
+        self.send_published_names(self._seeklet)
         self._mtp_loss, self._replays = mtp_loss, replays_routing and self._seeklet is not None
         self._drafts = drafts and self._seeklet is not None
         self._router_folder = None if self._seeklet is None else router_folder

@@ -7,11 +7,12 @@ from typing import Any
 from datasets import Dataset
 from trl.models.utils import unwrap_model_for_generation
 
-from seeklet.modeling import GenerationError
+from seeklet.modeling import GenerationError, SeekletPreTrainedModel
 
 from .epoch_sampler import EpochRepeatSampler
 from .resumable_trainer import ResumableTrainer
 from .sampling import Samples, Sampling, sample
+from .vllm_weights import send_published_names
 
 
 class SamplingTrainer(ResumableTrainer):
@@ -29,6 +30,7 @@ class SamplingTrainer(ResumableTrainer):
     max_completion_length: int | None
     eos_token_ids: list[int]
     generation_kwargs: Any
+    vllm_generation: Any
     _tokenizer: Any
     _dist: Any
 
@@ -87,6 +89,11 @@ class SamplingTrainer(ResumableTrainer):
             with self._dist.summon_full_params(self.model_wrapped, recurse=False):
                 yield model
             model.train(was_training)
+
+    def send_published_names(self, model: SeekletPreTrainedModel | None) -> None:
+        """Let vLLM, where it samples, have the weights of a seeklet model by the names that it loads."""
+        if getattr(self, "use_vllm", False) and model is not None:
+            send_published_names(self.vllm_generation, model)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
         theirs: Any = super()._get_train_sampler(dataset)  # pyright: ignore[reportArgumentType]

@@ -94,6 +94,7 @@ class SeekletDistillationTrainer(SamplingTrainer, DistillationTrainer):
             max_shard_gb=max_shard_gb,
         )
         bare.config.use_cache = uses_cache
+        self.send_published_names(self._seeklet)
         self._mtp_loss: MtpLoss = mtp_loss
         self._drafts = drafts and self._seeklet is not None
         self._teacher_tokenizer = teacher_tokenizer
