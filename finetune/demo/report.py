@@ -64,7 +64,7 @@ def as_markdown(findings: Findings) -> str:
         "# DeepSeek-R1's recipe on a nano model",
         "A teacher of DeepSeek-V3's architecture (MLA, mixture of experts, multi-token prediction) with "
         f"{counts['teacher']:,} parameters learns chains of sums on this machine's CPU: from demonstrations of which "
-        "fewer than half think, then by reinforcement of right answers alone. What it writes then is sampled and "
+        "a third think, then by reinforcement of right answers alone. What it writes then is sampled and "
         f"sieved, and teaches a dense student of Llama's architecture with {counts['student']:,} parameters, "
         f"{findings.student_share:.0%} of the teacher's. All figures are of {problems.num_problems:,} problems that "
         "none of them was trained on.",

@@ -12,7 +12,7 @@ from ..reasoning import parse
 # With fewer terms the model learns to add them up without thinking, and thinking pays little.
 MIN_TERMS, MAX_TERMS = 5, 7
 # No total of a problem is below 0 or above this. With all that digits and signs give, -40 to 40, 1,000 steps were too
-# few to learn the sums with some seeds; and the rarest ones, wrong in the teacher, were sieved out for the student, too.
+# few to learn the sums with some seeds; and the rarest, wrong in the teacher, were sieved out for the student, too.
 LARGEST_TOTAL = 20
 # reasoning-gym draws item i of seed s from Random(s + i): neighbouring seeds share nearly all items.
 # Splits therefore start this far apart, and no split may be larger.
