@@ -9,17 +9,57 @@ from ..linear.reference import matmul, matmul_over_rows
 from ..linear_cross_entropy.reference import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 
 
+def linear_log_probs_forward(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies, each (T,) in fp32 or wider."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    log_probs, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
+    for rows in _chunks(len(hidden), len(weight)):
+        log_p = _log_softmax(hidden[rows], weight, temperature, wide)
+        log_probs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
+        entropy[rows] = entropy_of(log_p)
+    return log_probs, entropy
+
+
+def linear_log_probs_backward(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    entropy: torch.Tensor,
+    grad_log_probs: torch.Tensor,
+    grad_entropy: torch.Tensor,
+    temperature: float,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients to `hidden` and `weight`, where needed; each chunk's logits are made a second time."""
+    wide = entropy.dtype
+    grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+    grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+    for rows in _chunks(len(hidden), len(weight)):
+        log_p = _log_softmax(hidden[rows], weight, temperature, wide)
+        p = log_p.exp()
+        # d log p_t / dz = onehot - p; dH / dz = -p (log p + H)
+        factor = grad_log_probs[rows, None] + grad_entropy[rows, None] * (
+            log_p.masked_fill(p == 0, 0) + entropy[rows, None]
+        )
+        grad = p.mul_(factor).neg_()
+        grad.scatter_add_(-1, targets[rows, None], grad_log_probs[rows, None])
+        grad = (grad / temperature).to(hidden.dtype)
+        if grad_hidden is not None:
+            matmul(grad, weight, out=grad_hidden[rows])
+        if grad_weight is not None:
+            grad_weight += matmul_over_rows(grad, hidden[rows])
+    return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
+
+
 class _LinearLogProbs(torch.autograd.Function):
     """Makes each chunk's logits a second time for the gradient, which comes in as one factor per token."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature):
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        log_probs, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
-        for rows in _chunks(len(hidden), len(weight)):
-            log_p = _log_softmax(hidden[rows], weight, temperature, wide)
-            log_probs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
-            entropy[rows] = entropy_of(log_p)
+        log_probs, entropy = linear_log_probs_forward(hidden, weight, targets, temperature)
         ctx.save_for_backward(hidden, weight, targets, entropy)
         ctx.temperature = temperature
         return log_probs, entropy
@@ -28,25 +68,9 @@ class _LinearLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_log_probs, grad_entropy):
         hidden, weight, targets, entropy = ctx.saved_tensors
-        wide = entropy.dtype
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
-        for rows in _chunks(len(hidden), len(weight)):
-            log_p = _log_softmax(hidden[rows], weight, ctx.temperature, wide)
-            p = log_p.exp()
-            # d log p_t / dz = onehot - p; dH / dz = -p (log p + H)
-            factor = grad_log_probs[rows, None] + grad_entropy[rows, None] * (
-                log_p.masked_fill(p == 0, 0) + entropy[rows, None]
-            )
-            grad = p.mul_(factor).neg_()
-            grad.scatter_add_(-1, targets[rows, None], grad_log_probs[rows, None])
-            grad = (grad / ctx.temperature).to(hidden.dtype)
-            if grad_hidden is not None:
-                matmul(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight += matmul_over_rows(grad, hidden[rows])
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+        inputs = (hidden, weight, targets, entropy, grad_log_probs, grad_entropy)
+        return *linear_log_probs_backward(*inputs, ctx.temperature, needs_hidden, needs_weight), None, None
 
 
 def linear_log_probs(
