@@ -1,10 +1,11 @@
 """One GRPO step, rollout included, beside TRL's trainer on the stock model with the same weights.
 
-python -m benchmarks.bench_grpo [--repeats 5]
+python -m benchmarks.bench_grpo [--repeats 5] [--threads 1] [--out benchmarks/results]
 """
 
 import argparse
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from datasets import Dataset
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.report import keep, machine, make_folder
 from benchmarks.timing import Comparison, compare
 from seeklet.finetune.demo.nano import teacher_config
 from seeklet.finetune.demo.tokenizer import build_tokenizer
@@ -94,14 +96,24 @@ def _step(trainer: Any, rows: list[dict[str, Any]]) -> Any:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and keep the table under `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats of every comparison")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the result files")
     arguments = parser.parse_args()
+    make_folder(parser, arguments.out)
     torch.set_num_threads(arguments.threads)
     row = compare_step(arguments.repeats)
-    print(f"{row.name}: seeklet {row.ours_s:.2f} s, TRL and stock {row.peer_s:.2f} s, {row.ratio:.2f}x ({row.target}x)")
+    lines = [
+        "| what | seeklet, s | TRL with transformers' model, s | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+        f"| {row.name}, the demo's model | {row.ours_s:.2f} ({row.ours_range[0]:.2f}-{row.ours_range[1]:.2f}) "
+        f"| {row.peer_s:.2f} ({row.peer_range[0]:.2f}-{row.peer_range[1]:.2f}) | {row.ratio:.2f}x | {row.target}x "
+        f"| {'yes' if row.ratio >= row.target else 'no'} |",
+    ]
+    print("\n".join(lines))
+    keep(arguments.out, "grpo", machine(), lines, {row.name: row.ratio})
 
 
 if __name__ == "__main__":
