@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 BLOCK = (128, 128)
+# Of activations, as in the published models' inference: a scale for every 128 columns of each token.
+ROW_BLOCK = (1, 128)
 E4M3_MAX = 448.0
 # A block of zeros gets scale 1, as 0 / 448 would make its codes 0 / 0; a smaller normal scale than this has no inverse.
 SMALLEST_SCALE = 2.0**-126
@@ -42,7 +44,7 @@ def dequantize(
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    _check_shapes(codes, scale, block)
+    check_shapes(codes, scale, block)
     if out is None:
         out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     # Row block by row block: the fp32 temporary stays within a cache, whatever the size of the weight.
@@ -84,6 +86,16 @@ def quantize(
     return requantize(weight, None, power_of_two, block)
 
 
+def quantize_activations(x: torch.Tensor, power_of_two: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes (T, C) of `x` (T, C) and scales (T, ceil(C / 128)), one for every 128 columns of each row.
+
+    Nothing is checked: NaN becomes the code of NaN, and an infinity makes its 128 columns NaN.
+    """
+    wide = _in_blocks(x.to(torch.float32), ROW_BLOCK)
+    scale_TN = _scales(wide.abs().amax((1, 3)), power_of_two)
+    return _out_of_blocks(_encode(wide, scale_TN[:, None, :, None]), x.shape), scale_TN
+
+
 def requantize(
     weight: torch.Tensor,
     scale: torch.Tensor | None,
@@ -105,7 +117,7 @@ def requantize(
         ValueError: the shapes do not fit, or `weight` holds an infinity or a NaN.
     """
     if scale is not None:
-        _check_shapes(weight, scale, block)
+        check_shapes(weight, scale, block)
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     shape = scale_shape(weight.shape[0], weight.shape[1], block)
     scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
@@ -131,14 +143,19 @@ def _requantize_rows(
         if bool(same_MN.all()):
             return _out_of_blocks(codes, weight.shape), old_MN
     largest_MN = wide.abs().amax((1, 3))
-    if not bool(largest_MN.isfinite().all()):
-        raise ValueError("an infinity or a NaN cannot be stored in float8")
-    scale_MN = torch.where(largest_MN == 0, 1.0, (largest_MN / E4M3_MAX).clamp(min=SMALLEST_SCALE))
-    if power_of_two:
-        scale_MN = torch.exp2(torch.ceil(torch.log2(scale_MN)))
+    check_finite(largest_MN)
+    scale_MN = _scales(largest_MN, power_of_two)
     if old_MN is not None and same_MN is not None:
         scale_MN = torch.where(same_MN, old_MN, scale_MN)
     return _out_of_blocks(_encode(wide, scale_MN[:, None, :, None]), weight.shape), scale_MN
+
+
+def _scales(largest: torch.Tensor, power_of_two: bool) -> torch.Tensor:
+    scale = torch.where(largest == 0, 1.0, (largest / E4M3_MAX).clamp(min=SMALLEST_SCALE))
+    if power_of_two:
+        # On the bits: the logarithm of what is little above a power of two is rounded to that power's.
+        scale = ((scale.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    return scale
 
 
 def _encode(wide: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -177,7 +194,14 @@ def _out_of_blocks(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return blocks.flatten(2, 3).flatten(0, 1)[: shape[0], : shape[1]]
 
 
-def _check_shapes(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> None:
+def check_finite(numbers: torch.Tensor) -> None:
+    """Raise ValueError where `numbers`, the largest of each block or their scales, say that one cannot be stored."""
+    if not bool(numbers.isfinite().all()):
+        raise ValueError("an infinity or a NaN cannot be stored in float8")
+
+
+def check_shapes(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] = BLOCK) -> None:
+    """Raise ValueError where `scale` is not one for each block of `weight`."""
     expected = scale_shape(weight.shape[0], weight.shape[1], block) if weight.dim() == 2 else None
     if expected is None or tuple(scale.shape) != expected:
         raise ValueError(
