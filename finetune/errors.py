@@ -21,3 +21,7 @@ class AdapterError(SeekletError, ValueError):
 
 class RewardError(SeekletError, ValueError):
     """One sample cannot be scored; says which column, value or check was at fault. A `RewardSet` goes on after it."""
+
+
+class PublishError(SeekletError, RuntimeError):
+    """Nothing was published, or not all of it; says what of which file or repository is wrong and how to mend it."""
