@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 COMPANY_STAMP := $(VENV)/.installed-company
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo distill-smollm2 company test check bench clean
+.PHONY: help setup demo distill-smollm2 company test check bench gpu clean
 
 help:
 	@echo "make demo             DeepSeek-R1's whole recipe on a tiny model, on this machine's CPU, in minutes"
@@ -16,6 +16,7 @@ help:
 	@echo "make test             run every check and every test"
 	@echo "make check            run only the checks: ruff, pyright, import-linter"
 	@echo "make bench            compare seeklet with its peer on the same weights"
+	@echo "make gpu              on a machine with a GPU: its tests, compute-sanitizer, and the kernels' benchmarks"
 	@echo "make setup            only create the environment in $(VENV) that the others use"
 	@echo "make clean            remove $(VENV), caches and build outputs"
 	@echo ""
@@ -62,6 +63,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.bench_lora
 	$(BIN)/python -m benchmarks.bench_head_loss
+
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.kernels.gpu
 
 clean:
 	rm -rf $(VENV) build dist seeklet.egg-info .pytest_cache .ruff_cache .import_linter_cache .grimp_cache

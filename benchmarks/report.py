@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 
+NO_GPU = "not yet run on a GPU"
+
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on: processor, cores, versions, date."""
@@ -25,7 +27,7 @@ def machine() -> dict[str, Any]:
         "processor": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": "not yet run on a GPU",
+        "gpu": NO_GPU,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
@@ -41,8 +43,9 @@ def make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
 
 
 def keep(folder: Path, name: str, about: dict[str, Any], lines: Sequence[str], ratios: dict[str, float]) -> None:
-    """Write the table and the ratios to `folder`, with date, what `name` says and threads as the files' name."""
-    stem = folder / "_".join(filter(None, (about["date"], name, "cpu", f"{about['threads']}threads")))
+    """Write the table and the ratios to `folder`, with date, what `name` says and the device as the files' name."""
+    device = f"cpu_{about['threads']}threads" if about["gpu"] == NO_GPU else "-".join(about["gpu"].lower().split())
+    stem = folder / "_".join(filter(None, (about["date"], name, device)))
     stem.with_suffix(".json").write_text(json.dumps({**about, "ratios": ratios}, indent=1) + "\n")
     note = ", ".join(f"{key} {value}" for key, value in about.items())
     stem.with_suffix(".md").write_text("\n".join([*lines, "", note]) + "\n")
