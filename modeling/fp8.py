@@ -10,41 +10,17 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from .checkpoint_names import SCALE, slots
-from .kernels.block_fp8.reference import dequantize_stacked, scale_shape
+from .kernels.block_fp8.reference import scale_shape
 from .kernels.grouped_experts.reference import sort_rows
 from .kernels.grouped_lora.op import LowRank, grouped_lora
+from .kernels.linear.op import fp8_linear
 
 # Absorbed attention reads this matrix at every decode step, so it is dequantised once; it is under 0.2 % of V3.
 NEVER_KEPT = ("kv_b_proj",)
-
-
-class _Fp8Matmul(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, codes, scale):
-        ctx.save_for_backward(codes, scale)
-        return F.linear(x, dequantize_stacked(codes, scale, x.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        codes, scale = ctx.saved_tensors
-        return grad @ dequantize_stacked(codes, scale, grad.dtype), None, None
-
-
-def fp8_linear(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return `x @ W.T` (..., R), differentiable in `x` (..., C) only, for the block-fp8 weight W (R, C).
-
-    `scale` is (M, N), or (P, M, N) where W is P matrices stacked by rows, each with blocks of its own. Under autocast
-    the product is in autocast's dtype, as for `F.linear`.
-    """
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _Fp8Matmul.apply(x, codes, scale)
 
 
 class _Fp8Module(nn.Module):

@@ -4,6 +4,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..block_fp8.reference import ROW_BLOCK, dequantize, dequantize_stacked, quantize_activations
+
 # oneDNN compiles a program for every shape: 0.3 ms and up to 1 MiB each (benchmarks/LOG.md). Row counts change from
 # batch to batch and from expert to expert, so a product has a multiple of 256 rows, and what is left is filled up with
 # zeros to the next of a few counts. (512, 512) by 32 rows takes MKL 230 us and oneDNN 142, by 40 rows 270 and, as 48,
@@ -108,3 +110,26 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if rows < FINE_ROWS or not _prefers_onednn(x, weight, rows * weight.numel()):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
+
+
+def fp8_linear_forward(x_TC: torch.Tensor, codes_RC: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return `x_TC @ W.T` (T, R) for the block-fp8 weight W, dequantised to the dtype of `x_TC`.
+
+    `scale` is (M, N), or (P, M, N) where W is P matrices stacked by rows, each with blocks of its own.
+    """
+    return F.linear(x_TC, dequantize_stacked(codes_RC, scale, x_TC.dtype))
+
+
+def fp8_linear_backward(grad_TR: torch.Tensor, codes_RC: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return `grad_TR @ W` (T, C), the gradient to the input; the weight is frozen."""
+    return grad_TR @ dequantize_stacked(codes_RC, scale, grad_TR.dtype)
+
+
+def fp8_linear_quantized_forward(x_TC: torch.Tensor, codes_RC: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return `q(x_TC) @ W.T` (T, R), where q rounds to fp8 with a scale for every 128 columns of each row.
+
+    The product is that of the dequantised numbers in fp32 or wider, rounded once (DeepSeek-V3 report, section 3.3.2).
+    """
+    wide = torch.promote_types(x_TC.dtype, torch.float32)
+    x_TC, dtype = dequantize(*quantize_activations(x_TC), wide, block=ROW_BLOCK), x_TC.dtype
+    return F.linear(x_TC, dequantize_stacked(codes_RC, scale, wide)).to(dtype)
