@@ -8,8 +8,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .kernels.linear_cross_entropy.reference import MIN_CHUNK_ROWS, linear_cross_entropy
-from .kernels.linear_log_probs.reference import entropy_of, linear_log_probs
+from .head_cross_entropy import linear_cross_entropy
+from .kernels.linear_cross_entropy.reference import MIN_CHUNK_ROWS
+from .kernels.linear_log_probs.op import linear_log_probs
+from .kernels.linear_log_probs.reference import entropy_of
 from .linear import has_plain_weight
 from .mtp import IGNORE_INDEX
 
