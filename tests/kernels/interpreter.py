@@ -75,6 +75,13 @@ def convert_float(data: numpy.ndarray, source: Any, target: Any, rounding: Any =
     return _to_numpy(narrow, target).view(UNSIGNED[narrow.element_size()]).reshape(data.shape)
 
 
+def _round_to_tf32(data: numpy.ndarray) -> numpy.ndarray:
+    """Return fp32 numbers to 10 bits after the point, half to even; infinity and NaN as they are."""
+    bits = numpy.ascontiguousarray(data).view(numpy.uint32)
+    rounded = (bits + numpy.uint32(0xFFF) + ((bits >> numpy.uint32(13)) & numpy.uint32(1))) & numpy.uint32(0xFFFFE000)
+    return numpy.where(numpy.isfinite(data), rounded.view(numpy.float32), data)
+
+
 def _widen(handle: Any) -> Any:
     dtype = handle.dtype.scalar
     return interpreter.TensorHandle(_to_torch(handle.data, dtype).float().numpy(), tl.float32)
@@ -123,6 +130,10 @@ class Builder(interpreter.InterpreterBuilder):
             return self.cast_impl(wide, target)
         return super().cast_impl(_widen(src) if _is_bits(src) else src, dst_type)
 
+    def get_bf16(self, value):
+        """Return a constant in bf16."""
+        return self.cast_impl(self.get_fp32(value), tl.bfloat16)
+
     def create_fp_to_fp(self, src, dst_type, rounding_mode):
         """Return `src` cast to another float."""
         return self.cast_impl(src, dst_type)
@@ -131,19 +142,18 @@ class Builder(interpreter.InterpreterBuilder):
         """Return a b + d with exact products, of operands rounded to tf32 where a GPU would round them."""
         a, b = (_widen(handle) if _is_bits(handle) else handle for handle in (a, b))
         if getattr(input_precision, "name", "").upper() == "TF32" and a.data.dtype == numpy.float32 == b.data.dtype:
-            rounded = (interpreter._round_f32_to_tf32(handle.data) for handle in (a, b))
-            a, b = (interpreter.TensorHandle(data, tl.float32) for data in rounded)
+            a, b = (interpreter.TensorHandle(_round_to_tf32(handle.data), tl.float32) for handle in (a, b))
         return super().create_dot(a, b, d, input_precision, max_num_imprecise_acc)
 
-    def create_masked_load(self, ptrs, mask, other, cache_policy, is_volatile):
+    def create_masked_load(self, ptrs, mask, other, *policy, **named):
         """Return what is at `ptrs`, all of which must be the kernel's."""
         self.check_addresses(ptrs, mask)
-        return super().create_masked_load(ptrs, mask, other, cache_policy, is_volatile)
+        return super().create_masked_load(ptrs, mask, other, *policy, **named)
 
-    def create_masked_store(self, ptrs, value, mask, cache_policy):
+    def create_masked_store(self, ptrs, value, mask, *policy):
         """Write `value` to `ptrs`, all of which must be the kernel's."""
         self.check_addresses(ptrs, mask)
-        return super().create_masked_store(ptrs, value, mask, cache_policy)
+        return super().create_masked_store(ptrs, value, mask, *policy)
 
     def create_atomic_rmw(self, rmwOp, ptr, val, mask, sem, scope):
         """Change what is at `ptr`, all of which must be the kernel's."""
@@ -162,7 +172,9 @@ class Builder(interpreter.InterpreterBuilder):
 
 
 for _name in FLOAT_OPERATIONS:
-    setattr(Builder, f"create_{_name}", _in_fp32(_name))
+    # Some are called otherwise in triton 3.7 and 3.8.
+    if hasattr(Builder, f"create_{_name}"):
+        setattr(Builder, f"create_{_name}", _in_fp32(_name))
 
 
 def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
