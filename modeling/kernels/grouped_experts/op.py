@@ -2,7 +2,8 @@
 
 import torch
 
-from .._ops import add_op_namespace_prefix
+from .._ops import add_op_namespace_prefix, refuse_second_derivative
+from ..launch import runs_triton
 from . import reference
 
 
@@ -15,6 +16,11 @@ def _forward(
     down_proj: torch.Tensor,
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    if runs_triton(x):
+        from . import kernel
+
+        if kernel.takes(x, gate_up_proj, down_proj):
+            return kernel.forward(x, indices, weights, gate_up_proj, down_proj, save)
     grouped = reference.can_group(x, gate_up_proj, down_proj)
     run = reference.forward_grouped if grouped else reference.forward_loop
     return run(x, indices, weights, gate_up_proj, down_proj, save)
@@ -39,6 +45,11 @@ def _backward(
     counts: torch.Tensor,
     needs_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    if runs_triton(x):
+        from . import kernel
+
+        if kernel.takes(x, gate_up_proj, down_proj):
+            return kernel.backward(grad, x, weights, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights)
     grouped = reference.can_group(x, gate_up_proj, down_proj)
     run = reference.backward_grouped if grouped else reference.backward_loop
     return run(grad.contiguous(), x, weights, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights)
@@ -58,8 +69,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward_of_op(ctx, grad, *_):
-    if torch.is_grad_enabled():
-        raise RuntimeError("grouped_experts has no second derivative; do not take gradients with create_graph=True")
+    refuse_second_derivative("grouped_experts")
     if grad is None:
         return None, None, None, None, None, None
     needs_weights = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
@@ -93,7 +103,7 @@ def grouped_experts(
     if torch.is_autocast_enabled(device):
         x, gate_up_proj, down_proj = (t.to(torch.get_autocast_dtype(device)) for t in (x, gate_up_proj, down_proj))
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up_proj, down_proj))
-    if not save and x.shape[0] == 1 and _runs_here(x):
+    if not save and x.shape[0] == 1 and _runs_here(x) and not runs_triton(x):
         return reference.forward_one_token(x, indices, weights, gate_up_proj, down_proj)
     return _forward(x, indices, weights, gate_up_proj, down_proj, save)[0]
 

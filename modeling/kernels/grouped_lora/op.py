@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from .._ops import add_op_namespace_prefix
+from .._ops import add_op_namespace_prefix, refuse_second_derivative
 from ..grouped_experts.reference import can_group
+from ..launch import runs_triton
 from . import loop, reference
 
 
@@ -46,8 +47,11 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     gate_up = reference.Projection(gate_up_proj, gate_up_scale, gate_up_a, gate_up_b, gate_up_scaling, gate_up_keep)
     down = reference.Projection(down_proj, down_scale, down_a, down_b, down_scaling, down_keep)
-    grouped = can_group(x, gate_up_proj, down_proj)
-    run = reference.forward_grouped if grouped else loop.forward_loop
+    run = reference.forward_grouped if can_group(x, gate_up_proj, down_proj) else loop.forward_loop
+    if runs_triton(x):
+        from . import kernel
+
+        run = kernel.forward if kernel.takes(x, gate_up, down) else run
     output, (hidden, up_low, down_low, rows, counts) = run(x, indices, weights, gate_up, down, save)
     return output, hidden, up_low, down_low, rows, counts
 
@@ -87,8 +91,11 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     gate_up = reference.Projection(gate_up_proj, gate_up_scale, gate_up_a, gate_up_b, gate_up_scaling, gate_up_keep)
     down = reference.Projection(down_proj, down_scale, down_a, down_b, down_scaling, down_keep)
-    grouped = can_group(x, gate_up_proj, down_proj)
-    run = reference.backward_grouped if grouped else loop.backward_loop
+    run = reference.backward_grouped if can_group(x, gate_up_proj, down_proj) else loop.backward_loop
+    if runs_triton(x):
+        from . import kernel
+
+        run = kernel.backward if kernel.takes(x, gate_up, down) else run
     grad_x, grad_weights, up_a, up_b, grad_down_a, grad_down_b = run(
         grad.contiguous(),
         x,
@@ -115,8 +122,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward_of_op(ctx, grad, *_):
-    if torch.is_grad_enabled():
-        raise RuntimeError("grouped_lora has no second derivative; do not take gradients with create_graph=True")
+    refuse_second_derivative("grouped_lora")
     none = (None,) * 16
     if grad is None:
         return none

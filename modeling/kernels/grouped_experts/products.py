@@ -1,0 +1,302 @@
+"""The launches of the products over sorted rows, for experts with and without low-rank terms."""
+
+# T tokens, K experts a token, S = T*K rows sorted by expert, E experts, r rank
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .. import launch
+from . import backward, forward, tiling
+from .launching import Launch
+from .sort import Tiles
+from .tiling import Tiling
+
+SUMMED_AT_ONCE = 1024
+
+
+class Factors(NamedTuple):
+    """What is added to a weight: s B A.
+
+    Attributes:
+        a: A (E, r, in), dense.
+        b_t: B transposed (E, r, out), dense.
+        scaling: s.
+        keep: where not None, which numbers of A's input are not dropped, bool.
+    """
+
+    a: torch.Tensor
+    b_t: torch.Tensor
+    scaling: float
+    keep: torch.Tensor | None = None
+
+
+class Matrices(NamedTuple):
+    """The weights of all experts.
+
+    Attributes:
+        weight: (E, out, in), any strides.
+        scale: of fp8 codes: fp32 (E, M, N), or (E, P, M, N) where P matrices are stacked by rows.
+        factors: what is added.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None = None
+    factors: Factors | None = None
+
+
+class Sorted(NamedTuple):
+    """Rows sorted by expert: `token * K + k` (S,), where the experts' tiles are, and K."""
+
+    rows: torch.Tensor
+    tiles: Tiles
+    top_k: int
+
+
+def chip(tensor: torch.Tensor) -> int:
+    """Return the compute capability that tilings are chosen by, as in `sm_90`: 90."""
+    return launch.capability(tensor)
+
+
+def fits_tma(tensor: torch.Tensor, capability: int) -> bool:
+    """Return whether tiles of this tensor can be copied by the tensor memory accelerator."""
+    return (
+        capability >= 90
+        and tensor.numel() > 0
+        and tensor.stride(-1) == 1
+        and all(stride > 0 and stride * tensor.itemsize % 16 == 0 for stride in tensor.stride()[:-1])
+        and tensor.data_ptr() % 16 == 0
+    )
+
+
+def _descriptor(tensor: torch.Tensor, *block: int) -> TensorDescriptor:
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
+
+
+def dense_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return `x` (rows, columns) with dense columns; a copy only where there is no other way."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _weights(matrices: Matrices, chosen: Tiling, over_out: bool, capability: int) -> dict[str, Any]:
+    """Return the arguments that tell a kernel about its weights."""
+    weight = matrices.weight
+    fp8 = matrices.scale is not None
+    if fp8 and capability < 90:
+        # No cast from fp8 in sm_80: the bits are decoded.
+        weight = weight.view(torch.uint8)
+    tma = fits_tma(weight, capability)
+    block = (chosen.block_k, chosen.block_n) if over_out else (chosen.block_n, chosen.block_k)
+    strides: dict[str, int] = dict(zip(("stride_expert", "stride_out", "stride_in"), weight.stride(), strict=True))
+    return {
+        "weight": _descriptor(weight, 1, *block) if tma else weight,
+        "scale_ptr": None if matrices.scale is None else matrices.scale.contiguous(),
+        **(dict.fromkeys(strides, 1) if tma else strides),
+        "TMA": tma,
+        "FP8": fp8,
+    }
+
+
+def _low_rank(matrices: Matrices, over_out: bool) -> dict[str, Any]:
+    """Return the arguments that tell a kernel about low-rank factors, if there are any."""
+    factors = matrices.factors
+    if factors is None:
+        nothing = dict.fromkeys(("left_ptr", "right_ptr", "keep_ptr"))
+        return {**nothing, "scaling": 1.0, "RANK": 0, "BLOCK_RANK": 16, "DROP": False}
+    left, right = (factors.b_t, factors.a) if over_out else (factors.a, factors.b_t)
+    rank = factors.a.shape[1]
+    return {
+        "left_ptr": left,
+        "right_ptr": right,
+        "keep_ptr": None if factors.keep is None else factors.keep.view(torch.uint8),
+        "scaling": float(factors.scaling),
+        "RANK": rank,
+        "BLOCK_RANK": max(16, triton.next_power_of_2(rank)),
+        "DROP": factors.keep is not None,
+    }
+
+
+def _tiles(order: Sorted, chosen: Tiling) -> dict[str, Any]:
+    """Return the arguments that tell a kernel about its tiles."""
+    return {
+        "rows_ptr": order.rows,
+        "tiles_ptr": order.tiles.tiles,
+        "ends_ptr": order.tiles.ends,
+        "num_tiles": order.tiles.tiles.shape[1],
+        "TOP_K": order.top_k,
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_N": chosen.block_n,
+        "BLOCK_K": chosen.block_k,
+        "GROUP": chosen.group,
+    }
+
+
+def _launch(kernel: Any, num_columns: int, chosen: Tiling, order: Sorted, arguments: dict[str, Any]) -> Launch:
+    programs = order.tiles.tiles.shape[1] * triton.cdiv(num_columns, chosen.block_n)
+    return Launch(kernel, programs, {**arguments, **_tiles(order, chosen)}, chosen.num_warps, chosen.num_stages)
+
+
+def _even(*sizes: tuple[int, int]) -> bool:
+    return all(size % block == 0 for size, block in sizes)
+
+
+def gate_up(
+    x: torch.Tensor,
+    matrices: Matrices,
+    weights: torch.Tensor,
+    order: Sorted,
+    hidden: torch.Tensor,
+    active: torch.Tensor,
+    low: torch.Tensor | None,
+    save: bool,
+    capability: int,
+) -> Launch:
+    """Return the launch that fills `active` (S, I), and if `save` `hidden` (S, 2I) and `low` (S, r)."""
+    num_in, width = matrices.weight.shape[2], active.shape[1]
+    chosen = tiling.of_rows("gate_up", x.dtype, order.tiles.block_rows, capability, matrices.scale is not None)
+    arguments = {
+        "x_ptr": x,
+        "weights_ptr": weights,
+        "hidden_ptr": hidden,
+        "active_ptr": active,
+        "low_ptr": low,
+        "num_in": num_in,
+        "width": width,
+        "stride_x": x.stride(0),
+        "PARTS": 1 if matrices.scale is None or matrices.scale.dim() == 3 else matrices.scale.shape[1],
+        "EVEN": _even((num_in, chosen.block_k), (width, chosen.block_n)),
+        "SAVE": save,
+        **_weights(matrices, chosen, False, capability),
+        **_low_rank(matrices, False),
+    }
+    return _launch(forward.gate_up_kernel, width, chosen, order, arguments)
+
+
+def rows(
+    source: torch.Tensor,
+    matrices: Matrices,
+    order: Sorted,
+    out: torch.Tensor,
+    low: torch.Tensor | None,
+    over_out: bool,
+    capability: int,
+) -> Launch:
+    """Return the launch that writes `source` (S, in) times W, or (S, out) back, to `out` (S, .) by `token * K + k`.
+
+    With `low` (S, r) what the left factor makes of `source` is written, too.
+    """
+    _, num_out, num_in = matrices.weight.shape
+    chosen = tiling.of_rows("rows", source.dtype, order.tiles.block_rows, capability, matrices.scale is not None)
+    source_tma = fits_tma(source, capability)
+    summed, columns = (num_out, num_in) if over_out else (num_in, num_out)
+    arguments = {
+        "source": _descriptor(source, chosen.block_m, chosen.block_k) if source_tma else source,
+        "out_ptr": out,
+        "low_ptr": low,
+        "num_out": num_out,
+        "num_in": num_in,
+        "stride_source": source.stride(0),
+        "PARTS": 1 if matrices.scale is None or matrices.scale.dim() == 3 else matrices.scale.shape[1],
+        "OVER_OUT": over_out,
+        "EVEN": _even((summed, chosen.block_k), (columns, chosen.block_n)),
+        "SOURCE_TMA": source_tma,
+        "SAVE": low is not None,
+        **_weights(matrices, chosen, over_out, capability),
+        **_low_rank(matrices, over_out),
+    }
+    return _launch(forward.rows_kernel, columns, chosen, order, arguments)
+
+
+def activation_columns(dtype: torch.dtype, order: Sorted, fp8: bool, capability: int) -> int:
+    """Return of how many columns each share of a routing weight's gradient is the sum."""
+    return tiling.of_rows("activation", dtype, order.tiles.block_rows, capability, fp8).block_n
+
+
+def activation(
+    grad: torch.Tensor,
+    matrices: Matrices,
+    weights: torch.Tensor,
+    hidden: torch.Tensor,
+    order: Sorted,
+    grad_hidden: torch.Tensor,
+    partial: torch.Tensor,
+    active: torch.Tensor | None,
+    low: torch.Tensor | None,
+    capability: int,
+) -> Launch:
+    """Return the launch that fills the last four, `active` and `low` if they are there; `grad` is (T, H)."""
+    _, num_out, width = matrices.weight.shape
+    chosen = tiling.of_rows("activation", grad.dtype, order.tiles.block_rows, capability, matrices.scale is not None)
+    arguments = {
+        "grad_ptr": grad,
+        "weights_ptr": weights,
+        "hidden_ptr": hidden,
+        "grad_hidden_ptr": grad_hidden,
+        "active_ptr": active,
+        "partial_ptr": partial,
+        "low_ptr": low,
+        "num_out": num_out,
+        "width": width,
+        "stride_grad": grad.stride(0),
+        "EVEN": _even((num_out, chosen.block_k), (width, chosen.block_n)),
+        "SAVE": active is not None,
+        **_weights(matrices, chosen, True, capability),
+        **_low_rank(matrices, True),
+    }
+    return _launch(backward.activation_kernel, width, chosen, order, arguments)
+
+
+def over_rows(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: torch.Tensor,
+    order: Sorted,
+    gather_a: bool = False,
+    gather_b: bool = False,
+    scaling: float = 1.0,
+    keep: torch.Tensor | None = None,
+) -> Launch:
+    """Return the launch that fills `out` (E, a's columns, b's) with `scaling * a^T b` over each expert's rows.
+
+    What is gathered has a row for each token (T, .), else for each sorted row (S, .); `keep` is of `a`.
+    """
+    _, size_a, size_b = out.shape
+    chosen = tiling.over_rows(a.dtype, size_a, size_b)
+    arguments = {
+        "a_ptr": a,
+        "b_ptr": b,
+        "keep_ptr": None if keep is None else keep.view(torch.uint8),
+        "rows_ptr": order.rows,
+        "ends_ptr": order.tiles.ends,
+        "out_ptr": out,
+        "size_a": size_a,
+        "size_b": size_b,
+        "stride_a": a.stride(0),
+        "stride_b": b.stride(0),
+        **dict(zip(("stride_expert", "stride_out_a", "stride_out_b"), out.stride(), strict=True)),
+        "scaling": float(scaling),
+        "TOP_K": order.top_k,
+        "GATHER_A": gather_a,
+        "GATHER_B": gather_b,
+        "DROP": keep is not None,
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_N": chosen.block_n,
+        "BLOCK_K": chosen.block_k,
+    }
+    programs = out.shape[0] * triton.cdiv(size_a, chosen.block_m) * triton.cdiv(size_b, chosen.block_n)
+    return Launch(backward.over_rows_kernel, programs, arguments, chosen.num_warps, chosen.num_stages)
+
+
+def sum_by_token(by_row: torch.Tensor, out: torch.Tensor) -> Launch:
+    """Return the launch that fills `out` (T, H) with the sums of each token's K rows of `by_row` (T*K, H)."""
+    arguments = {
+        "by_row_ptr": by_row,
+        "out_ptr": out,
+        "num_numbers": out.numel(),
+        "num_columns": out.shape[1],
+        "TOP_K": by_row.shape[0] // max(1, out.shape[0]),
+        "BLOCK": SUMMED_AT_ONCE,
+    }
+    return Launch(forward.sum_kernel, triton.cdiv(out.numel(), SUMMED_AT_ONCE), arguments)
