@@ -1,10 +1,12 @@
 """What seeklet puts on the Hub, from the command line: `python hub_upload.py --help`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from seeklet.finetune.publish.command import publish
 from seeklet.modeling import SeekletError
 
 app = typer.Typer(
@@ -15,9 +17,7 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep `kernels` a sub-command, though it is the only one."""
+app.command()(publish)
 
 
 @app.command()
@@ -34,9 +34,12 @@ def kernels(
 
 
 def main() -> None:
-    """Run the command line: 0 when it worked, 2 on a user's mistake."""
+    """Run the command line: 0 when it worked, 2 on a user's mistake; without a sub-command it publishes."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] not in ("publish", "kernels", "--help"):
+        arguments = ["publish", *arguments]
     try:
-        app()
+        app(args=arguments)
     except (SeekletError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise SystemExit(2) from None

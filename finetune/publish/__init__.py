@@ -1,1 +1,1 @@
-"""What is put together for the Hub: the kernel repository."""
+"""What goes to the Hub: models and adapters, checked and described, and the kernel repository."""

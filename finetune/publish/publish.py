@@ -1,0 +1,145 @@
+"""Publishing: what a folder holds is staged, described, inspected, and sent only if nothing stands against it."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from ..errors import PublishError
+from .adapter_check import WEIGHTS
+from .findings import Finding
+from .local_files import list_local_files
+from .mend import mend
+from .model_card import chosen_licence, write_card, write_eval_results
+from .preflight import Checks, Report, inspect
+from .shards import read_shards
+from .source import Source, find_source
+from .staging import Form, stage
+from .upload import Published, upload
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """How a folder is published; what goes to the Hub and how is as in `upload`.
+
+    Attributes:
+        form: of an adapter: merged into its base (with the adapter per expert beside it), as PEFT's, or per expert.
+        base: the base's name on the Hub, in place of what the files say.
+        licence: as the Hub names it; default: the card's, else the base's.
+        fix: mend what is safe, in a copy.
+        with_code: add the shim that loads the model with seeklet.
+        answer: load the model and ask it something.
+    """
+
+    form: Form = "merged"
+    base: str | None = None
+    licence: str | None = None
+    fix: bool = False
+    with_code: bool = False
+    answer: bool = True
+    public: bool = False
+    gated: Literal["auto", "manual"] | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    tag: str | None = None
+    parent_commit: str | None = None
+    message: str = "Publish with seeklet"
+
+
+@dataclass
+class Outcome:
+    """What was found, and what was sent if it was.
+
+    Attributes:
+        report: of the pre-flight, after what was mended.
+        card: the card's text.
+        mended: what `--fix` did.
+        published: where it is now; None after a dry run, or where something stands against it.
+        sizes: bytes of each file that goes.
+    """
+
+    report: Report
+    card: str
+    mended: list[Finding] = field(default_factory=list)
+    published: Published | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def publish(
+    folder: Path,
+    repo_id: str,
+    options: PublishOptions,
+    *,
+    dry_run: bool = False,
+    console: Console | None = None,
+    show: Callable[[Outcome], None] = lambda _: None,
+) -> Outcome:
+    """Return what came of publishing `folder` as `repo_id`; `show` is given it before anything is sent.
+
+    The folder itself is never changed.
+
+    Raises:
+        PublishError: there is nothing to publish, or the upload failed.
+        CheckpointError: the base of an adapter is damaged.
+        OSError: the disk is full, or a file cannot be read.
+    """
+    source = find_source(folder, options.base)
+    with tempfile.TemporaryDirectory(prefix="seeklet-publish-") as place:
+        staging = Path(place, repo_id.rpartition("/")[2] or "model")
+        staging.mkdir()
+        left_out = stage(source, staging, options.form, options.with_code)
+        outcome = _prepare(staging, source, repo_id, options)
+        outcome.report.findings += left_out
+        outcome.sizes = {name: (staging / name).stat().st_size for name in outcome.report.files}
+        show(outcome)
+        if not dry_run and outcome.report.is_fit:
+            outcome.published = upload(
+                staging,
+                repo_id,
+                outcome.report.files,
+                public=options.public,
+                gated=options.gated,
+                revision=options.revision,
+                create_pr=options.create_pr,
+                tag=options.tag,
+                parent_commit=options.parent_commit,
+                message=options.message,
+                console=console,
+            )
+    return outcome
+
+
+def _prepare(staging: Path, source: Source, repo_id: str, options: PublishOptions) -> Outcome:
+    licence = chosen_licence(staging, options.licence, source.base_licence)
+    checks = Checks(
+        source.base_folder,
+        source.base_name,
+        source.base_licence,
+        licence,
+        options.public,
+        options.with_code,
+        options.answer,
+    )
+    _check_weights_there(staging)
+    # The card needs the hashes, which come with the inspection, and is inspected itself.
+    write_card(staging, source, repo_id, licence, {})
+    write_eval_results(staging, source)
+    report, mended = inspect(staging, checks), []
+    if options.fix and (mended := mend(staging, report.findings, options.with_code)):
+        report = inspect(staging, checks)
+    write_card(staging, source, repo_id, licence, report.hashes or _adapter_hash(staging))
+    return Outcome(report, (staging / "README.md").read_text(encoding="utf-8"), mended)
+
+
+def _check_weights_there(staging: Path) -> None:
+    if not any(path.is_file() for path in staging.rglob("*")):
+        raise PublishError("the folder is empty; name one that holds a model, an adapter or a run")
+
+
+def _adapter_hash(staging: Path) -> dict[str, str]:
+    if not (staging / WEIGHTS).is_file() or read_shards(staging).tensors:
+        return {}
+    return {file.name: file.read_hash() for file in list_local_files(staging, [WEIGHTS])}
