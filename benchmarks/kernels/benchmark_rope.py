@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.kernels import rope_cuda
 from benchmarks.kernels.case import MODELS, Case, forward_and_backward
 from seeklet.modeling.kernels.rope.op import assemble_query_key
 from seeklet.modeling.kernels.rope.reference import assemble_query_key as plain
@@ -45,5 +46,8 @@ def cases() -> list[Case]:
             "eager": with_tables(plain),
             "torch.compile": with_tables(torch.compile(plain)),
         }
+        if rope_cuda.LIBRARY.is_file() and nope % 16 == rope % 16 == 0:
+            torch.ops.load_library(rope_cuda.LIBRARY)
+            functions["CUDA C++"] = with_tables(rope_cuda.assemble_query_key)
         found += forward_and_backward(name, (num_bytes, num_bytes), (0, 0), draw, functions)
     return found

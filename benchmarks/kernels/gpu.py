@@ -2,9 +2,10 @@
 
     python -m benchmarks.kernels.gpu [--out benchmarks/results]
 
-1. The tests that need a GPU. 2. Each kernel's tests again under compute-sanitizer, where that is installed: memcheck
-for addresses, racecheck for shared memory. 3. The benchmarks. What came of 1 and 2 is kept beside the benchmarks'
-results; the exit code is 1 where anything failed, and kernels are not measured while their tests fail.
+0. Kernels in CUDA C++ are built, where there is an nvcc. 1. The tests that need a GPU. 2. Each kernel's tests again
+under compute-sanitizer, where that is installed: memcheck for addresses, racecheck for shared memory. 3. The
+benchmarks. What came of 1 and 2 is kept beside the benchmarks' results; the exit code is 1 where anything failed, and
+kernels are not measured while their tests fail.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.kernels import rope_cuda
 from benchmarks.kernels.run import NOT_RUN
 from benchmarks.report import keep, machine, make_folder
 
@@ -59,6 +61,8 @@ def main() -> int:
         print(NOT_RUN)
         return 0
     make_folder(parser, out)
+    if rope_cuda.toolkit() is not None:
+        rope_cuda.build()
     tests = passed(pytest_command("tests/kernels", "tests/modeling"))
     files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/kernels").glob("test_*_kernel*.py"))
     lines = ["| what | came out |", "|---|---|", f"| tests on the GPU | {'passed' if tests else 'FAILED'} |"]
