@@ -16,6 +16,9 @@ from .prefix_rules import PrefixProcessors, RowEnds, TokenRecord
 from .slot_cache import AlignedCursor, Cursor, RaggedCursor, SlotCache
 from .speculative import accept_greedy, accept_sampled
 
+# Rows leave once so many of them have ended: taking rows out copies the caches of the others.
+LEAVING_SHARE = 0.2
+
 
 @dataclass
 class SeekletMTPOutput(GenerateDecoderOnlyOutput):
@@ -37,6 +40,9 @@ class MTPDecoding:
     over the last accepted token of each row and the D drafts behind it, keeps the leading drafts that are right and
     the one token that follows from them, and lets the MTP modules draft anew. What is wrong stays where it is until
     the next step, which starts behind the last token accepted, writes over it.
+
+    Rows that have ended leave the batch where only `sequences` are asked for. Then `tokens`, `ends`, the cursor and
+    the caches are of the rows that are left, `rows` says which those are, and all rows are put together at the end.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class MTPDecoding:
         # The probabilities (B, V) that each of the D drafts was sampled from.
         self.proposal: list[torch.Tensor] = []
         self.num_main_steps = self.num_drafts = self.num_accepted_drafts = 0
+        self.rows = list(range(len(input_ids)))
+        self.all_ends = ends
 
     def run(self, inputs: dict[str, Any], logits_processor: list) -> SeekletMTPOutput:
         """Return sequences and counts; `inputs` are what the main model takes for the prompt, its cache included."""
@@ -71,6 +79,7 @@ class MTPDecoding:
             try:
                 while self.model._has_unfinished_sequences(self.ends.done, self.synced, self.input_ids.device):
                     self._step()
+                self._gather_rows()
                 total = self._pad_rows(cache)
             except BaseException:
                 # A criterion or processor of the user's failed: a cache of theirs must not stay longer than its text.
@@ -100,6 +109,11 @@ class MTPDecoding:
         self.depth = self._choose_depth(num_slots - first_slot, prompt_mask)
         self._lay_out(cache, num_slots, mask, inputs["position_ids"], hidden.dtype)
         self.processors = PrefixProcessors(logits_processor, self.tokens[:, self.shift :])
+        self.all_tokens = self.tokens
+        returned = self.config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
+        # Hooks, as of `record_routing`, take the rows of a pass for those of the batch.
+        watched = returned or self.streamer is not None or bool(model.model._forward_pre_hooks)
+        self.rows_may_leave = not (watched or self.synced) and self.ends.rows_may_leave and self.processors.prefix_free
         self.drafter = MTPDrafter(model, self.depth, first_slot)
 
         logits = self._head(hidden[:, -1:])
@@ -168,6 +182,7 @@ class MTPDecoding:
         self.num_drafts += self.depth * sum(not self.ends.is_frozen(row) for row in range(len(chunk)))
         kept = self._accept(tokens, num_kept, logits, scores)
         if not self.ends.done or self.synced:
+            hidden, kept = self._let_rows_leave(hidden, kept)
             self.cursor.keep(kept)
             self.proposal = []
             self.drafter.draft(hidden[:, : max(kept) + 1], self.cursor, self.tokens, self._choose)
@@ -208,6 +223,30 @@ class MTPDecoding:
                 self.streamer.put(torch.tensor([token]))
         self.num_accepted_drafts += sum(min(row[0], count) for row, count in zip(offered, taken, strict=True))
         return [max(count - 1, 0) for count in taken]
+
+    def _let_rows_leave(self, hidden: torch.Tensor, kept: list[int]) -> tuple[torch.Tensor, list[int]]:
+        """Return `hidden` (B, S, H) and `kept` of the rows that go on."""
+        going_on = [row for row in range(len(kept)) if not self.ends.is_frozen(row)]
+        if not self.rows_may_leave or len(going_on) > (1 - LEAVING_SHARE) * len(kept):
+            return hidden, kept
+        self._note_rows()
+        chosen = torch.tensor(going_on, device=self.tokens.device)
+        self.rows = [self.rows[row] for row in going_on]
+        self.ends, self.tokens = self.ends.select(going_on), self.tokens[chosen]
+        assert isinstance(self.cursor, RaggedCursor), "a single row does not leave before the end"
+        for part in (self.cursor, self.cache, self.drafter):
+            part.select(chosen)
+        return hidden[chosen.to(hidden.device)], [kept[row] for row in going_on]
+
+    def _note_rows(self) -> None:
+        """Put what the rows that are left have by now among all rows."""
+        if self.ends is not self.all_ends:
+            self.all_tokens[self.rows] = self.tokens
+            self.all_ends.update(self.rows, self.ends)
+
+    def _gather_rows(self) -> None:
+        self._note_rows()
+        self.tokens, self.ends = self.all_tokens, self.all_ends
 
     def _move(self) -> None:
         self.cursor.move([self.shift + length - 1 for length in self.ends.lengths])

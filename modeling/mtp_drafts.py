@@ -74,6 +74,11 @@ class MTPDrafter:
             cursor.write(tokens, k + 1, choose(hidden[:, -1:], k))
         self._kept = kept
 
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with `rows` (indices) only."""
+        self._cache.select(rows)
+        self._kept = [hidden[rows.to(hidden.device)] for hidden in self._kept]
+
     def draft(self, hidden: torch.Tensor, cursor: Cursor, tokens: torch.Tensor, choose: ChooseDraft) -> None:
         """Write `depth` drafts into `tokens` (B, columns), behind the tokens that each row has by now.
 

@@ -3,6 +3,7 @@
 # B rows, S positions, V vocabulary
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from itertools import groupby
 
 import torch
@@ -38,6 +39,11 @@ class PrefixProcessors:
 
     def __bool__(self) -> bool:
         return bool(self._runs)
+
+    @property
+    def prefix_free(self) -> bool:
+        """Whether no processor looks at the tokens before, or at the index of a row."""
+        return all(prefix_free for prefix_free, _ in self._runs)
 
     def __call__(self, logits: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """Return processed `logits` (B, S, V), those at position j of row r following `lengths[r] + j` tokens."""
@@ -105,6 +111,22 @@ class RowEnds:
     def total(self) -> int:
         """The length of the longest row, where every row has ended."""
         return max(end for end in self.ends if end is not None)
+
+    @property
+    def rows_may_leave(self) -> bool:
+        """Whether a row that has ended is padded, and no criterion sees which rows there are."""
+        return self.pads and self._others is None
+
+    def select(self, rows: Sequence[int]) -> "RowEnds":
+        """Return the same for some rows, to be counted on apart from this."""
+        chosen = copy(self)
+        chosen.lengths, chosen.ends = [self.lengths[row] for row in rows], [self.ends[row] for row in rows]
+        return chosen
+
+    def update(self, rows: Sequence[int], chosen: "RowEnds") -> None:
+        """Take over what `chosen`, made by `select(rows)`, has counted since."""
+        for row, length, end in zip(rows, chosen.lengths, chosen.ends, strict=True):
+            self.lengths[row], self.ends[row] = length, end
 
     def is_frozen(self, row: int) -> bool:
         """Return whether the row takes no further tokens."""

@@ -162,6 +162,12 @@ class RaggedCursor:
         index = (self._num_kept + shift)[..., None].to(states.device)
         return states.gather(1, index.expand(-1, -1, states.shape[-1]))
 
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with `rows` (indices) only."""
+        self._offset, self._starts = self._offset[rows], self._starts[rows]
+        self._rows = self._rows[: len(rows)]
+        self._valid = None if self._valid is None else self._valid[rows]
+
     def _columns(self, shift: int, width: int) -> torch.Tensor:
         return self._starts + torch.arange(shift, shift + width, device=self._starts.device)
 
@@ -201,6 +207,13 @@ class SlotCache(Cache):
         window.write(keys, key_states, self._first_slot)
         window.write(values, value_states, self._first_slot)
         return keys[:, :, :stop], values[:, :, :stop]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with `rows` (indices) only."""
+        for index, buffers in enumerate(self._buffers):
+            if buffers is not None:
+                keys, values = buffers
+                self._buffers[index] = keys[rows.to(keys.device)], values[rows.to(values.device)]
 
     def cut(self, num_slots: int) -> None:
         """Give every layer its first `num_slots` keys and values back."""

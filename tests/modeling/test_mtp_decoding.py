@@ -173,3 +173,18 @@ def test_ended_ranks_step_on_until_their_peers_have_ended(monkeypatch: pytest.Mo
     assert_same_cache(drafted.past_key_values, expected.past_key_values)
     # The prompt, every step, and four steps more than this rank needs.
     assert len(passes) == 1 + drafted.num_main_steps + 4
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_ended_rows_leave_where_only_sequences_are_asked_for(depth: int) -> None:
+    model, inputs, sizes = drafter("mixed", depth), prompt_inputs(4), []
+    settings = {"max_new_tokens": 60, "eos_token_id": [3, 9, 20], "pad_token_id": PAD}
+    plain = model.generate(**inputs, **settings, do_sample=False)
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    drafted = model.generate(**inputs, **settings, do_sample=False, use_mtp=True)
+    assert torch.equal(drafted, plain)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 4 > sizes[-1]
+    sizes.clear()
+    assert torch.equal(generate(model, inputs, True, **settings).sequences, plain)
+    assert set(sizes) == {4}
+    hook.remove()
