@@ -1,6 +1,5 @@
 """The account that publishes: its token, and the repository it names."""
 
-import os
 import re
 from typing import Any
 
@@ -8,7 +7,7 @@ from huggingface_hub import HfApi, constants, get_token, is_offline_mode
 
 from ..errors import PublishError
 from ..hub_reach import why_unreachable
-from .hub_errors import Target, in_words
+from .hub_errors import Target, advise_token, in_words
 
 # As the Hub itself has it: letters, digits, dots, dashes and underscores, no two of `-` and `.` in a row.
 _NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(?<![-.])")
@@ -44,22 +43,12 @@ def open_target(repo_id: str, repo_type: str = "model", *, token: str | None = N
         )
     token = token or get_token()
     if token is None:
-        raise PublishError(
-            f"{repo_id}: there is no token for the Hub; make one with write access at "
-            f"{constants.ENDPOINT}/settings/tokens, then run: hf auth login"
-        )
+        raise PublishError(f"{repo_id}: there is no token for the Hub; {advise_token(constants.ENDPOINT)}")
     if why := why_unreachable():
         raise PublishError(f"{repo_id}: {why}; nothing was sent; try again with a network")
     target = Target(repo_id, repo_type, HfApi(endpoint=constants.ENDPOINT, token=token, library_name="seeklet"))
     with in_words(target):
         account: dict[str, Any] = target.api.whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PublishError(
-            f"{repo_id}: the token {_say_origin()}is for reading only; make one with write access at "
-            f"{constants.ENDPOINT}/settings/tokens, then run: hf auth login"
-        )
+        raise PublishError(f"{repo_id}: the token is for reading only; {advise_token(constants.ENDPOINT)}")
     return Target(repo_id, repo_type, target.api, account.get("name", ""))
-
-
-def _say_origin() -> str:
-    return "in HF_TOKEN " if os.environ.get("HF_TOKEN") else ""

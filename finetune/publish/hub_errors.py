@@ -1,6 +1,7 @@
 """What the Hub refuses, in one line that says what to do; no token and no signed address is ever part of it."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,13 @@ def hide_secrets(text: str) -> str:
     return _SIGNATURE.sub("?…", _TOKEN.sub("hf_…", text))
 
 
+def advise_token(endpoint: str) -> str:
+    """Return where a token is to be had, and where it goes."""
+    # The variable comes before what is stored: a login would change nothing.
+    goes = "set HF_TOKEN to it" if os.environ.get("HF_TOKEN") else "run: hf auth login"
+    return f"make one with write access at {endpoint}/settings/tokens, then {goes}"
+
+
 @contextmanager
 def in_words(target: Target) -> Iterator[None]:
     """Turn what the Hub's libraries raise in the block into a `PublishError` of one line.
@@ -67,7 +75,7 @@ def in_words(target: Target) -> Iterator[None]:
 
 def describe(error: BaseException, target: Target) -> str:
     """Return what went wrong with `target` and what to do."""
-    while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
+    while error.__cause__ is not None and not isinstance(error, HTTPError):
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled):
         return f"{target}: HF_HUB_OFFLINE is set, so nothing is sent; unset it and run the same command again"
@@ -88,20 +96,20 @@ def describe(error: BaseException, target: Target) -> str:
 
 def _describe_answer(error: HfHubHTTPError, target: Target) -> str:
     status = error.response.status_code
-    said = (error.server_message or "").strip().splitlines()
+    said = (error.server_message or error.response.headers.get("X-Error-Message", "")).strip().splitlines()
     reason = said[0].rstrip(".") if said else f"HTTP status {status}"
-    tokens = f"{target.api.endpoint}/settings/tokens"
     match status:
         case 401 if _EXPIRED.search(reason):
-            return f"the token has expired; make a new one with write access at {tokens}, then run: hf auth login"
+            return f"the token has expired; {advise_token(target.api.endpoint)}"
         case 401 if not isinstance(error, RepositoryNotFoundError):
-            return f"the Hub does not take the token; make one with write access at {tokens}, then run: hf auth login"
+            return f"the Hub does not take the token; {advise_token(target.api.endpoint)}"
         case 402 | 403 if _QUOTA.search(reason):
             return f"the storage is full: {reason}; delete what is not needed, or publish under another account"
         case 403:
             who = f"the token of {target.user}" if target.user else "the token"
+            where = f"{target.api.endpoint}/settings/tokens"
             return (
-                f"{who} may not write here ({reason}); take one that may, from {tokens}, or offer it as a pull request"
+                f"{who} may not write here ({reason}); take one that may, from {where}, or offer it as a pull request"
             )
         case 401 | 404 if isinstance(error, RevisionNotFoundError):
             return f"there is no such branch, tag or commit ({reason})"

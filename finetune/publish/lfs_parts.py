@@ -51,6 +51,7 @@ def send_lfs(
     path = _find_note(target, file)
     for _ in range(2):
         note = _read_note(path)
+        is_resumed = note is not None
         if note is None:
             action = _ask(target, revision, file)
             if action is None:
@@ -70,8 +71,10 @@ def send_lfs(
         try:
             _send_parts(target, file, note, path, add, num_threads)
         except HfHubHTTPError as error:
+            if error.response.status_code not in _RUN_OUT:
+                raise
             path.unlink(missing_ok=True)
-            if error.response.status_code not in _RUN_OUT or not note["tags"]:
+            if not is_resumed:
                 raise
             # What was counted goes again.
             add(-sum(_size(file, note, number) for number in note["tags"]), False)

@@ -46,6 +46,8 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     discussions: list[str] = field(default_factory=list)
+    # Of an organization, only these may see it, where there are any.
+    readers: list[str] | None = None
 
     @property
     def owner(self) -> str:
@@ -111,6 +113,8 @@ class Store:
         """Return a repository for `action`, one of see, read and write; refuse as the Hub does."""
         repository = self.find(kind, name)
         is_reader = repository is not None and account is not None and account.may_read(repository.owner)
+        if is_reader and repository and account and repository.readers is not None:
+            is_reader = account.name in repository.readers
         if repository is None or (repository.is_private and not is_reader):
             raise Refusal(401 if account is None else 404, "Repository not found", "RepoNotFound")
         if action == "write" and (account is None or not account.may_write(repository.owner)):

@@ -1,12 +1,14 @@
 """A Hub for tests, on a port of this machine: the part of the Hub's HTTP API that huggingface_hub speaks."""
 
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from . import (
     accounts_routes,
@@ -86,6 +88,15 @@ class Hub:
         raise Refusal(404, f"no route for {request.method} {path}")
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that was killed leaves its connections broken.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve_hub(
     root: Path,
@@ -97,8 +108,7 @@ def serve_hub(
 ) -> Iterator[Hub]:
     """Serve the repositories in `root`, in threads of this process, and give the hub; its `endpoint` is its address."""
     hub = Hub(root, part_bytes=part_bytes, has_xet=has_xet, bytes_per_s=bytes_per_s, quota=quota)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundExchange", (Exchange,), {"hub": hub}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("BoundExchange", (Exchange,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
