@@ -12,6 +12,11 @@ BYTES = (
 FLOPS = "none of matrix products"
 
 
+def _as_bytes(quantized: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    # Which can be compared, as float8 cannot.
+    return quantized[0].view(torch.uint8), quantized[1]
+
+
 def cases() -> list[Case]:
     """Return activations, and a weight there and back, of each model."""
     found = []
@@ -21,13 +26,16 @@ def cases() -> list[Case]:
         def activations(device: torch.device, shape: tuple[int, int] = shapes[0]) -> Runs:
             x = torch.randn(shape, dtype=torch.bfloat16, device=device)
             return {
-                "ours": lambda: op.quantize_activations(x),
-                "eager": lambda: reference.quantize_activations(x),
+                "ours": lambda: _as_bytes(op.quantize_activations(x)),
+                "eager": lambda: _as_bytes(reference.quantize_activations(x)),
             }
 
         def there(device: torch.device, shape: tuple[int, int] = shapes[1]) -> Runs:
             weight = torch.randn(shape, dtype=torch.bfloat16, device=device)
-            return {"ours": lambda: op.quantize(weight), "eager": lambda: reference.quantize(weight)}
+            return {
+                "ours": lambda: _as_bytes(op.quantize(weight)),
+                "eager": lambda: _as_bytes(reference.quantize(weight)),
+            }
 
         def back(device: torch.device, shape: tuple[int, int] = shapes[1]) -> Runs:
             codes, scale = op.quantize(torch.randn(shape, dtype=torch.bfloat16, device=device))

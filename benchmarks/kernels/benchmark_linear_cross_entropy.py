@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.kernels.benchmark_linear_log_probs import VOCABULARY, draw_head
+from benchmarks.kernels.benchmark_linear_log_probs import VOCABULARY, draw_head, targets_of
 from benchmarks.kernels.case import MODELS, Case, Runs
 from seeklet.modeling.kernels.linear_cross_entropy import op, reference
 
@@ -37,7 +37,8 @@ def cases() -> list[Case]:
         for trained in (True, False):
 
             def runs(device: torch.device, name: str = name, trained: bool = trained) -> Runs:
-                hidden, weight, targets = draw_head(device, name)
+                hidden, weight = draw_head(device, name)
+                targets = targets_of(device, name)
                 leaves = [hidden.requires_grad_(), *([weight.requires_grad_()] if trained else [])]
 
                 def step(function: Callable[..., torch.Tensor]) -> Callable[[], Any]:

@@ -1,5 +1,8 @@
 """Log-probabilities and entropies of the output head, beside those of all logits and of chunks of them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from benchmarks.kernels.case import MODELS, Case, forward_and_backward
@@ -20,11 +23,28 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
 
 
 def draw_head(device: torch.device, name: str) -> list[torch.Tensor]:
-    """Return hidden states, head and targets of a model."""
+    """Return hidden states and head of a model."""
     tokens, hidden = MODELS[name].tokens, MODELS[name].hidden
     states = torch.randn(tokens, hidden, dtype=torch.bfloat16, device=device)
     weight = torch.randn(VOCABULARY[name], hidden, device=device).div_(hidden**0.5).bfloat16()
-    return [states, weight, torch.randint(0, VOCABULARY[name], (tokens,), device=device)]
+    return [states, weight]
+
+
+def targets_of(device: torch.device, name: str) -> torch.Tensor:
+    """Return a target for each token of a model, the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, VOCABULARY[name], (MODELS[name].tokens,), generator=generator).to(device)
+
+
+def _with_targets(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    drawn: dict[torch.device, torch.Tensor] = {}
+
+    def run(hidden: torch.Tensor, weight: torch.Tensor) -> Any:
+        if hidden.device not in drawn:
+            drawn[hidden.device] = targets_of(hidden.device, name)
+        return function(hidden, weight, drawn[hidden.device])
+
+    return run
 
 
 def cases() -> list[Case]:
@@ -38,6 +58,7 @@ def cases() -> list[Case]:
         tensors = 2 * model.hidden * (model.tokens + VOCABULARY[name])
         product = 2 * model.tokens * model.hidden * VOCABULARY[name]
         num_bytes = (tensors + 20 * model.tokens, 2 * tensors + 28 * model.tokens)
-        functions = {"ours": op.linear_log_probs, "chunks": reference.linear_log_probs, "all logits": plain}
+        ways = {"ours": op.linear_log_probs, "chunks": reference.linear_log_probs, "all logits": plain}
+        functions = {label: _with_targets(way, name) for label, way in ways.items()}
         found += forward_and_backward(name, num_bytes, (product, 3 * product), draw, functions)
     return found

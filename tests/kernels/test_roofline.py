@@ -22,7 +22,7 @@ NANO = [
 
 
 def test_every_kernel_has_a_benchmark() -> None:
-    assert operators() == KERNELS
+    assert set(KERNELS) <= set(operators())
 
 
 def test_the_roofline_file_is_what_would_be_written() -> None:
