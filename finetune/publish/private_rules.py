@@ -16,11 +16,11 @@ _START = r"(?<![\w/.:@~-])"
 _PATHS = (
     # Of a person.
     re.compile(_START + r"(?:file://)?/(?:home|Users|export/home)/[\w.@-]+(?:/[\w.@+-]+)*"),
-    re.compile(_START + r"~[\w.-]*/[\w.@+-]+(?:/[\w.@+-]+)*"),
+    re.compile(_START + r"~[\w.-]+/[\w.@+-]+(?:/[\w.@+-]+)*"),
     # Of a machine; at least one folder within.
     re.compile(
-        _START + r"(?:file://)?/(?:root|mnt|data|scratch|workspace|work|tmp|var|opt|srv|media|volumes|private|nfs|gpfs"
-        r"|lustre|fsx|dbfs|content|kaggle|fast|ceph|storage|projects?|checkpoints?)/[\w.@+-]+(?:/[\w.@+-]+)*",
+        _START + r"(?:file://)?/(?:root(?!/\.cache/huggingface)|mnt|data|scratch|workspace|work|tmp|var|opt|srv|media"
+        r"|volumes|private|nfs|gpfs|lustre|fsx|dbfs|content|kaggle|fast|ceph|storage|projects?|checkpoints?)/[\w.@+-]+(?:/[\w.@+-]+)*",
         re.I,
     ),
     re.compile(r"(?<![A-Za-z0-9])[A-Za-z]:[\\/]{1,2}(?:Users|[\w .-]+[\\/])[\\/]?[\w .-]+"),
@@ -34,7 +34,9 @@ _HOST = re.compile(
     re.I,
 )
 _ADDRESS = re.compile(r"(?<![\w.-])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)")
-_LOGIN = re.compile(r"(?<![\w.@/-])[a-z_][\w-]{1,31}@[a-z0-9][\w-]{2,}(?::|\b)(?![.\w@-])", re.I)
+_LOGIN = re.compile(
+    r"(?<![\w.@/-])[a-z_][\w-]{1,31}@(?!(?:latest|main|master|head|next|beta|stable)\b)[a-z][\w-]{2,}(?![.\w@-])", re.I
+)
 # Names of accounts and machines that tell nothing, and that are words of many texts.
 _NOBODY = frozenset(
     [
