@@ -34,7 +34,7 @@ def build_on_meta(folder: Path) -> tuple[PreTrainedModel | None, list[Finding]]:
             return AutoModelForCausalLM.from_config(config), []
     # What a config can hold is without end, and so is what the classes raise on it.
     except Exception as problem:
-        said = next(iter(str(problem).strip().splitlines()), type(problem).__name__).replace(f"{folder}/", "")
+        said = " ".join(str(problem).replace(f"{folder}/", "").split())[:300] or type(problem).__name__
         where = said.split()[0] if type(problem).__name__ == "ConfigError" else ""
         return None, [error("config.json", where, f"no causal language model can be made of it: {said}", _MEND)]
 

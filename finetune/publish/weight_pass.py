@@ -13,12 +13,13 @@ from typing import BinaryIO
 
 import torch
 
+from seeklet.modeling import CheckpointError
 from seeklet.modeling.safetensors_io import DTYPES, Reader, StoredTensor
 
 from .findings import Finding, error
 from .shards import Shards
 
-PIECE_BYTES = 1 << 24
+PIECE_BYTES = 1 << 22
 SAMPLE_BYTES = 1 << 12
 
 
@@ -87,9 +88,9 @@ def _pass_over_file(file: Path, tensors: list[StoredTensor], facts: WeightFacts,
 
 def _pieces(stream: BinaryIO, num_bytes: int) -> Iterator[bytearray]:
     while num_bytes > 0:
-        piece = bytearray(stream.read(min(PIECE_BYTES, num_bytes)))
-        if not piece:
-            return
+        piece = bytearray(min(PIECE_BYTES, num_bytes))
+        if stream.readinto(piece) != len(piece):
+            raise CheckpointError(f"{stream.name}: became shorter while it was read; copy it anew")
         num_bytes -= len(piece)
         yield piece
 
