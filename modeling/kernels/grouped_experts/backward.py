@@ -38,7 +38,7 @@ def activate_back(
     share = tl.sigmoid(gate)
     silu = gate * share
     # Against the activation without its weight: this is the weight's gradient, and spares keeping the output.
-    partial = tl.sum(tl.where(mask, grad * (silu * up), 0.0), axis=1)
+    partial = tl.sum(grad * (silu * up), axis=1)
     if SAVE:
         tl.store(active_ptr + row[:, None] * width + columns, (silu * up * routing).to(dtype), mask=mask)
     grad *= routing

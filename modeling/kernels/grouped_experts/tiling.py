@@ -41,8 +41,8 @@ def of_rows(kind: str, dtype: torch.dtype, rows: int, capability: int, fp8: bool
         return Tiling(rows, 64 if kind == "gate_up" else 128, 64, 4, 3)
     # A row of an fp8 tile has one scale; and 256 columns leave no registers for decoding, nor for SwiGLU's gradient.
     if capability < 90:
-        return Tiling(rows, 64 if kind == "gate_up" else 128, 64, 8, 3)
-    return Tiling(rows, 256 if kind == "rows" and not fp8 else 128, 64, 8, 4)
+        return Tiling(rows, 64 if kind == "gate_up" else 128, 32 if fp8 else 64, 8, 3)
+    return Tiling(rows, 256 if kind == "rows" and not fp8 else 128, 64, 8, 3 if kind == "activation" else 4)
 
 
 def over_rows(dtype: torch.dtype, size_a: int, size_b: int) -> Tiling:
