@@ -176,8 +176,8 @@ def test_rate_limit(hub: Hub, untouched: Path, no_waiting: None) -> None:
     for path in ("GET /api/whoami", "POST .*/preupload/", "POST .*/commit/"):
         hub.faults.add(Fault(path, status=429, message="Too many requests", headers={"Retry-After": "37"}, times=9))
         assert refuse(untouched) == (
-            f"{NAME}: the Hub takes no more requests for now (rate limit); try again in 37 s; what was sent is kept, and "
-            "the same command goes on from there"
+            f"{NAME}: the Hub takes no more requests for now (rate limit); try again in 37 s; what was sent is kept, "
+            "and the same command goes on from there"
         )
         hub.faults.clear()
     upload(untouched, NAME, list_files(untouched), token=WRITE_TOKEN)
@@ -191,9 +191,8 @@ def test_the_hub_fails_mid_way(
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     hub.faults.add(Fault(path, status=status, times=99))
     said = refuse(untouched)
-    broken = (
-        f"the Hub failed several times ({status}: Internal Error - We're working hard to fix this as soon as possible!)"
-    )
+    reason = "Internal Error - We're working hard to fix this as soon as possible!"
+    broken = f"the Hub failed several times ({status}: {reason}); try again later"
     assert said.startswith(f"{NAME}: {broken if status else 'the connection to the Hub broke'}; ")
     assert said.endswith("what was sent is kept, and the same command goes on from there")
     assert set(hub.repository(NAME).tree()) == {".gitattributes"}
