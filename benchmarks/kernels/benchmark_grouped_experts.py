@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
-from transformers.integrations.moe import grouped_mm_experts_forward
 
 from benchmarks.kernels.case import MODELS, Case, Model, forward_and_backward
 from seeklet.modeling.kernels.grouped_experts.op import grouped_experts
@@ -37,6 +36,8 @@ def sizes(name: str, model: Model) -> tuple[tuple[int, int], tuple[int, int, int
 
 def stock(x, weights, gate_up_proj, down_proj, indices) -> torch.Tensor:
     """Return the experts' output by transformers' `grouped_mm`."""
+    # Slow to import, and not needed for the floors.
+    from transformers.integrations.moe import grouped_mm_experts_forward
 
     def apply_gate(gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
