@@ -15,6 +15,7 @@ def mla_decode(
     rope_BTR: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float,
+    lengths_B: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the attention output in latent space (B, H, S, L) and the attention weights (B, H, S, T).
 
@@ -23,6 +24,8 @@ def mla_decode(
 
     Args:
         mask: None (every query sees every key), bool (True: may attend) or additive, broadcastable to (B, H, S, T).
+        lengths_B: where rows are of different lengths, how many keys of each are valid; its last query stands at the
+            last of them, and each query sees the keys up to its own. None for all keys, and no causal order.
     """
     B, H, S, L = q_latent_BHSL.shape
     dtype = q_latent_BHSL.dtype
@@ -42,12 +45,48 @@ def mla_decode(
         # A query that may attend to nothing (left padding) gets even weights, not NaN.
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    if lengths_B is not None:
+        scores = scores.masked_fill(~_within(lengths_B, S, latent_BTL.shape[1]), torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1).to(dtype)
     by_row = weights.view(B, H * S, -1)
     # Contiguous, because another distance between rows is another program, too.
     output = [_product(by_row[..., keys].to(latent.dtype).contiguous(), latent) for keys, latent, _ in parts]
     total = output[0] if len(output) == 1 else output[0] + output[1]
     return total.to(dtype).view(B, H, S, L), weights
+
+
+def _within(lengths_B: torch.Tensor, num_queries: int, num_keys: int) -> torch.Tensor:
+    """Return (B, 1, S, T): which keys each query sees where lengths differ."""
+    keys, queries = (torch.arange(size, device=lengths_B.device) for size in (num_keys, num_queries))
+    return keys <= (lengths_B[:, None, None, None] - num_queries + queries[:, None])
+
+
+def mla_decode_backward(
+    grad_BHSL: torch.Tensor,
+    q_latent_BHSL: torch.Tensor,
+    q_rope_BHSR: torch.Tensor,
+    latent_BTL: torch.Tensor,
+    rope_BTR: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    lengths_B: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients to queries and cache (q_latent, q_rope, latent, rope), given that to the output."""
+    wide = torch.promote_types(q_latent_BHSL.dtype, torch.float32)
+    inputs = (q_latent_BHSL, q_rope_BHSR, latent_BTL, rope_BTR)
+    q_latent, q_rope, latent, rope, grad = (x.to(wide) for x in (*inputs, grad_BHSL))
+    _, weights = mla_decode(q_latent, q_rope, latent, rope, mask, scaling, lengths_B)
+    grad_weights = grad @ latent[:, None].mT
+    grad_scores = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True)) * scaling
+    grad_latent = torch.einsum("bhst,bhsl->btl", grad_scores, q_latent) + torch.einsum("bhst,bhsl->btl", weights, grad)
+    grads = (
+        grad_scores @ latent[:, None],
+        grad_scores @ rope[:, None],
+        grad_latent,
+        torch.einsum("bhst,bhsr->btr", grad_scores, q_rope),
+    )
+    a, b, c, d = (gradient.to(x.dtype) for gradient, x in zip(grads, inputs, strict=True))
+    return a, b, c, d
 
 
 def _parts(latent_BTL: torch.Tensor) -> list[tuple[slice, torch.dtype]]:
