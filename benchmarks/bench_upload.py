@@ -1,8 +1,8 @@
 """What an upload that is killed sends again, and what the repository shows: python -m benchmarks.bench_upload.
 
 300 MB in three shards to a Hub on this machine, killed with SIGKILL at ten random moments over each way that the Hub
-takes large files, each time begun anew and then run again to its end. Sent again is what the Hub had, or was being sent,
-and was sent once more; at most NUM_THREADS parts are on their way at a time.
+takes large files, each time begun anew and then run again to its end. Sent again is what the Hub had, or was being
+sent, and was sent once more; at most NUM_THREADS parts are on their way at a time.
 """
 
 import argparse
@@ -45,9 +45,10 @@ def run_round(root: Path, folder: Path, moment: int, part_bytes: int, has_xet: b
         assert {name: tree[name].size for name in sizes} == sizes
     again = max(0, num_sent - max(0, total - arrived))
     beyond = max(0, again - NUM_THREADS * part_bytes) / part_bytes
+    way, shows = "Xet" if has_xet else "LFS", "all" if shown else "nothing"
     return (
-        f"{'Xet' if has_xet else 'LFS':5}{moment / total:8.0%}{was_killed!s:>8}{arrived / 1e6:10.1f}{num_sent / 1e6:10.1f}"
-        f"{again / 1e6:10.1f}{again / part_bytes:8.2f}{beyond:8.2f}{'nothing' if not shown else 'all':>9}"
+        f"{way:5}{moment / total:8.0%}{was_killed!s:>8}{arrived / 1e6:10.1f}{num_sent / 1e6:10.1f}"
+        f"{again / 1e6:10.1f}{again / part_bytes:8.2f}{beyond:8.2f}{shows:>9}"
     )
 
 
@@ -55,17 +56,16 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10, help="for each way")
+    parser.add_argument("--way", choices=("lfs", "xet", "both"), default="both")
     parser.add_argument("--part-mb", type=float, default=8.0)
     arguments = parser.parse_args()
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     print(f"{NUM_SHARDS * SHARD_BYTES / 1e6:.0f} MB, parts of {arguments.part_mb:g} MB, {NUM_THREADS} at a time; MB:")
-    print(
-        f"{'way':5}{'at':>8}{'killed':>8}{'arrived':>10}{'rerun':>10}{'again':>10}{'parts':>8}{'beyond':>8}{'shown':>9}"
-    )
+    print("way        at  killed   arrived     rerun     again   parts  beyond    shown")
     with tempfile.TemporaryDirectory() as below:
         folder = Path(below) / "model"
         write_shards(folder, num_shards=NUM_SHARDS, shard_bytes=SHARD_BYTES)
-        for has_xet in (False, True):
+        for has_xet in {"lfs": [False], "xet": [True], "both": [False, True]}[arguments.way]:
             moments = draw_moments(NUM_SHARDS * SHARD_BYTES, arguments.kills, seed=3)
             for moment in moments:
                 with tempfile.TemporaryDirectory() as root:

@@ -1,5 +1,6 @@
 """Folders to publish, and uploads in processes of their own that can be killed."""
 
+import io
 import multiprocessing
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from rich.console import Console
 from safetensors.torch import save_file
 
 from seeklet.finetune.publish.upload import upload
@@ -60,7 +62,15 @@ def _run(
     constants.HF_HUB_DISABLE_XET = not has_xet
     os.environ["HF_XET_CACHE"] = f"{home}/xet"
     said.send("begun")
-    done = upload(folder, repo_id, list_files(Path(folder)), token=token, part_bytes=part_bytes, create_pr=is_pull)
+    done = upload(
+        folder,
+        repo_id,
+        list_files(Path(folder)),
+        token=token,
+        part_bytes=part_bytes,
+        create_pr=is_pull,
+        console=Console(file=io.StringIO()),
+    )
     said.send((done.num_bytes_sent, done.num_bytes_kept))
 
 
