@@ -24,7 +24,8 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from .checkpoint_names import HEADS
 from .checkpoint_plan import Plan, Read, Rules
-from .kernels.block_fp8.reference import BLOCK, dequantize
+from .kernels.block_fp8.op import dequantize_into
+from .kernels.block_fp8.reference import BLOCK
 from .safetensors_io import DTYPES, Reader, StoredTensor
 
 logger = logging.get_logger(__name__)
@@ -134,7 +135,7 @@ class Copier:
             count = part.stop - part.start
             codes = self._buffer(count * columns, target.device).view(torch.float8_e4m3fn).view(count, columns)
             reader.read(source, part.start * columns, codes)
-            dequantize(codes.to(target.device), on_device[block : block + blocks], out=target[part])
+            dequantize_into(target[part], codes.to(target.device), on_device[block : block + blocks])
         return scale
 
     def _buffer(self, nbytes: int, device: torch.device) -> torch.Tensor:
