@@ -29,6 +29,26 @@ def test_every_kind_is_there_and_says_its_range(kind: str) -> None:
     assert make_reward(kind, NEEDED.get(kind)) == reward
 
 
+ROW: dict[str, Any] = {
+    "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
+    "answer": "2",
+    "schema": '{"type": "object"}',
+    "tests": '["assert add(1, 1) == 2"]',
+    "entry": '{"answer": "2", "metadata": {"source_dataset": "chain_sum"}}',
+    "completion_ids": [],
+}
+
+
+@pytest.mark.parametrize("completion", ["", "  ", "<think></think>", "<think>"])
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"own"}))
+def test_an_empty_completion_is_scored_and_never_right(kind: str, completion: str) -> None:
+    reward = make_reward(kind, NEEDED.get(kind))
+    row = ROW | ({"answer": '{"total": 2}'} if kind == "json_fields" else {})
+    score = reward(completion, row)
+    assert score is None or reward.lowest <= score <= reward.highest
+    assert not reward.verifies or score == reward.lowest
+
+
 def test_settings_arrive() -> None:
     assert make_reward("overlong", {"max_tokens": 100, "buffer_tokens": 20}) == Overlong(100, 20)
 
