@@ -48,15 +48,23 @@ def _weights(query, key, mask, scaling, b, heads, rows, end) -> torch.Tensor:
     return scores.softmax(-1)
 
 
+def mla_attention_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Return what `mla_attention` does, whose arguments it has, without autograd or autocast."""
+    batch, heads, queries, _ = query.shape
+    # (B, S, H, V) in memory, as the output projection wants it.
+    output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
+    for b, head, rows, end in _blocks(query, key, mask is None):
+        weights = _weights(query, key, mask, scaling, b, head, rows, end).to(value.dtype)
+        output[b, head, rows] = torch.bmm(weights, value[b, head, :end])
+    return output
+
+
 class _MLAAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, scaling):
-        batch, heads, queries, _ = query.shape
-        # (B, S, H, V) in memory, as the output projection wants it.
-        output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
-        for b, head, rows, end in _blocks(query, key, mask is None):
-            weights = _weights(query, key, mask, scaling, b, head, rows, end).to(value.dtype)
-            output[b, head, rows] = torch.bmm(weights, value[b, head, :end])
+        output = mla_attention_forward(query, key, value, mask, scaling)
         ctx.save_for_backward(query, key, value, mask, output)
         ctx.scaling = scaling
         return output
@@ -65,24 +73,32 @@ class _MLAAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         with torch.autocast(grad.device.type, enabled=False):
-            return _gradients(ctx, grad)
+            return *mla_attention_backward(grad, *ctx.saved_tensors, ctx.scaling), None, None
 
 
-def _gradients(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    query, key, value, mask, output = ctx.saved_tensors
+def mla_attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    output: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients to `query`, `key` and `value`, given that to the output (B, H, S, V)."""
     wide = torch.promote_types(query.dtype, torch.float32)
     grad_query = torch.empty_like(query)
     grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
     delta = (grad.to(wide) * output).sum(-1, keepdim=True)
     for b, head, rows, end in _blocks(query, key, mask is None):
-        weights = _weights(query, key, mask, ctx.scaling, b, head, rows, end)
+        weights = _weights(query, key, mask, scaling, b, head, rows, end)
         g = grad[b, head, rows]
         grad_value[b, head, :end] += torch.bmm(weights.to(value.dtype).mT, g)
         grad_scores = torch.bmm(g, value[b, head, :end].mT).to(wide).sub_(delta[b, head, rows])
-        grad_scores = grad_scores.mul_(weights).mul_(ctx.scaling).to(query.dtype)
+        grad_scores = grad_scores.mul_(weights).mul_(scaling).to(query.dtype)
         grad_query[b, head, rows] = torch.bmm(grad_scores, key[b, head, :end])
         grad_key[b, head, :end] += torch.bmm(grad_scores.mT, query[b, head, rows])
-    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
 def mla_attention(

@@ -1,0 +1,81 @@
+"""Whose MLA attention runs: FlashAttention's where it is installed and fits, else the operator of this package.
+
+FlashAttention 4 published 611-634 TFLOP/s forward at 192/128 on an H100; it and FlashAttention 3 want query and key in
+one piece, the rope key expanded. cuDNN (643 forward, 442 backward on an H200) comes with every CUDA build of
+torch: it is taken when asked for by name, until it has been measured beside ours.
+"""
+
+# B batch, H heads, S queries, T keys, N nope, R rope, V value
+
+import importlib
+import importlib.util
+import sys
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..launch import capability, runs_triton
+from .op import joined, mla_attention
+
+# Best first: module, and the compute capabilities it is written for.
+FLASH_ATTENTION = {"flash_attn.cute": (90, 100), "flash_attn_interface": (90,)}
+Library = Literal["best", "ours", "cudnn"]
+
+
+def installed(module: str) -> bool:
+    """Return whether a module can be imported, without importing it."""
+    if module in sys.modules:
+        return True
+    package = module.partition(".")[0]
+    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None
+
+
+def best_library(query: torch.Tensor, mask: object, first_keys: object) -> str:
+    """Return the module to call, or "ours": for anything but plain causal attention in half precision on a GPU."""
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if mask is None and first_keys is None and half and runs_triton(query):
+        for module, capabilities in FLASH_ATTENTION.items():
+            if capability(query) in capabilities and installed(module):
+                return module
+    return "ours"
+
+
+def attend(
+    q_nope_BHSN: torch.Tensor,
+    q_rope_BHSR: torch.Tensor,
+    k_nope_BHTN: torch.Tensor,
+    k_rope_BTR: torch.Tensor,
+    value_BHTV: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    first_keys_BS: torch.Tensor | None = None,
+    library: Library = "best",
+) -> torch.Tensor:
+    """Return what `mla_attention` does, from the best library installed, from cuDNN, or from this package.
+
+    Raises:
+        ValueError: cuDNN is asked for with a mask or `first_keys_BS`, which it is not given here.
+    """
+    parts = (q_nope_BHSN, q_rope_BHSR, k_nope_BHTN, k_rope_BTR)
+    if library == "cudnn" and (mask is not None or first_keys_BS is not None):
+        raise ValueError("library is 'cudnn', given a mask or first_keys; allowed with these: 'best' and 'ours'")
+    chosen = best_library(q_nope_BHSN, mask, first_keys_BS) if library == "best" else library
+    if chosen == "ours":
+        return mla_attention(*parts, value_BHTV, mask, scaling, first_keys_BS)
+    query, key = joined(*parts)
+    if chosen == "cudnn":
+        return _cudnn(query, key, value_BHTV, scaling)
+    flash: Any = importlib.import_module(chosen)
+    by_token = (x.transpose(1, 2) for x in (query, key, value_BHTV))
+    output = flash.flash_attn_func(*by_token, softmax_scale=scaling, causal=True)
+    # FlashAttention 4 also returns the log-sum-exp, 3 in some versions.
+    return (output[0] if isinstance(output, tuple) else output).transpose(1, 2)
+
+
+def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    if query.shape[2] != key.shape[2]:
+        raise ValueError(f"library is 'cudnn', with {query.shape[2]} queries of {key.shape[2]} keys; allowed: as many")
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
