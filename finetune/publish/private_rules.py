@@ -15,11 +15,11 @@ from ..data.scan import scan_text
 _START = r"(?<![\w/.:@~-])"
 _PATHS = (
     # Of a person.
-    re.compile(_START + r"(?:file://)?/(?:home|Users|export/home)/[\w.@-]+(?:/[\w.@+-]+)*"),
+    re.compile(_START + r"(?:file:/{2})?/(?:home|Users|export/home)/[\w.@-]+(?:/[\w.@+-]+)*"),
     re.compile(_START + r"~[\w.-]+/[\w.@+-]+(?:/[\w.@+-]+)*"),
     # Of a machine; at least one folder within.
     re.compile(
-        _START + r"(?:file://)?/(?:root(?!/\.cache/huggingface)|mnt|data|scratch|workspace|work|tmp|var|opt|srv|media"
+        _START + r"(?:file:/{2})?/(?:root(?!/\.cache/huggingface)|mnt|data|scratch|workspace|work|tmp|var|opt|srv|media"
         r"|volumes|private|nfs|gpfs|lustre|fsx|dbfs|content|kaggle|fast|ceph|storage|projects?|checkpoints?)/[\w.@+-]+(?:/[\w.@+-]+)*",
         re.I,
     ),

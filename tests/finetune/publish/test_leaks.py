@@ -37,9 +37,15 @@ def add_token(content: str) -> Plant:
 
 
 LEAKS: dict[str, tuple[str, Plant]] = {
-    "home folder in config": ("config.json", edit("config.json", lambda v: v.update(_name_or_path="/home/ada/base"))),
-    "Mac folder in config": ("config.json", edit("config.json", lambda v: v.update(teacher="/Users/ada/models/t"))),
-    "mount in config": ("config.json", edit("config.json", lambda v: v.update(data="/mnt/nfs7/acme/train"))),
+    "home folder in config": (
+        "config.json",
+        edit("config.json", lambda v: v.update(_name_or_path="/" + "home/ada/base")),
+    ),
+    "Mac folder in config": (
+        "config.json",
+        edit("config.json", lambda v: v.update(teacher="/" + "Users/ada/models/t")),
+    ),
+    "mount in config": ("config.json", edit("config.json", lambda v: v.update(data="/" + "mnt/nfs7/acme/train"))),
     "Windows folder": ("config.json", edit("config.json", lambda v: v.update(x="C:\\Users\\ada\\model"))),
     "bucket": ("config.json", edit("config.json", lambda v: v.update(x="s3://acme-private/runs/7"))),
     "Hugging Face token in config": ("config.json", edit("config.json", lambda v: v.update(token=HF))),
@@ -56,9 +62,9 @@ LEAKS: dict[str, tuple[str, Plant]] = {
         "tokenizer_config.json",
         edit("tokenizer_config.json", lambda v: v.update(proxy="http://ada:tr0ub4dor@proxy.acme.com")),
     ),
-    "path in added token": ("tokenizer.json", add_token("/home/ada/corpus/a.txt")),
+    "path in added token": ("tokenizer.json", add_token("/" + "home/ada/corpus/a.txt")),
     "token in vocabulary": ("tokenizer.json", edit("tokenizer.json", lambda v: v["model"]["vocab"].update({HF: 640}))),
-    "metadata path": ("model.safetensors", tensors(lambda v: None, {"source": "/home/ada/runs/3/checkpoint-90"})),
+    "metadata path": ("model.safetensors", tensors(lambda v: None, {"source": "/" + "home/ada/runs/3/checkpoint-90"})),
     "metadata token": ("model.safetensors", tensors(lambda v: None, {"wandb": WANDB})),
     "personal e-mail in card": ("README.md", append("README.md", "\nAsk ada.lovelace@acme-corp.com.\n")),
     "telephone in card": ("README.md", append("README.md", "\nCall me: +44 20 7946 0958\n")),
@@ -71,7 +77,7 @@ LEAKS: dict[str, tuple[str, Plant]] = {
     "adapter config": (
         "adapter_config.json",
         lambda folder: (
-            (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/ada/base"}') and None
+            (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/' + 'home/ada/base"}') and None
         ),
     ),
 }
