@@ -73,8 +73,8 @@ def cases() -> list[Case]:
         def draw(device: torch.device, shapes=shapes) -> list[torch.Tensor]:
             return [torch.randn(shape, dtype=torch.bfloat16, device=device).mul_(0.1) for shape in shapes]
 
-        def ours(x, *rest, routing=(model.tokens, experts, top_k)) -> torch.Tensor:
-            return grouped_experts(x, choices(*routing, x.device), *rest)
+        def ours(x, weights, gate_up, down, routing=(model.tokens, experts, top_k)) -> torch.Tensor:
+            return grouped_experts(x, choices(*routing, x.device), weights, gate_up, down)
 
         def theirs(x, *rest, routing=(model.tokens, experts, top_k)) -> torch.Tensor:
             return stock(x, *rest, choices(*routing, x.device))

@@ -8,8 +8,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -86,7 +86,7 @@ def _pass_over_file(file: Path, tensors: list[StoredTensor], facts: WeightFacts,
     return digest.hexdigest()
 
 
-def _pieces(stream: BinaryIO, num_bytes: int) -> Iterator[bytearray]:
+def _pieces(stream: BufferedReader, num_bytes: int) -> Iterator[bytearray]:
     while num_bytes > 0:
         piece = bytearray(min(PIECE_BYTES, num_bytes))
         if stream.readinto(piece) != len(piece):

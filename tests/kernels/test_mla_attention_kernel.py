@@ -200,7 +200,8 @@ def stand_in(calls: list[str], name: str, returns_lse: bool) -> SimpleNamespace:
     def flash_attn_func(query, key, value, softmax_scale, causal):
         calls.append(name)
         assert causal and query.shape[-1] == key.shape[-1] == value.shape[-1] + 8
-        output = reference.mla_attention(*(x.transpose(1, 2) for x in (query, key, value)), None, softmax_scale)
+        heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        output = reference.mla_attention(*heads_first, None, softmax_scale)
         return (output.transpose(1, 2), None) if returns_lse else output.transpose(1, 2)
 
     return SimpleNamespace(flash_attn_func=flash_attn_func)

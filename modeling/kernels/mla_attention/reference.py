@@ -73,7 +73,8 @@ class _MLAAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         with torch.autocast(grad.device.type, enabled=False):
-            return *mla_attention_backward(grad, *ctx.saved_tensors, ctx.scaling), None, None
+            query, key, value, mask, output = ctx.saved_tensors
+            return *mla_attention_backward(grad, query, key, value, mask, output, ctx.scaling), None, None
 
 
 def mla_attention_backward(

@@ -4,6 +4,7 @@ import getpass
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ OPENAI = "sk-proj-" + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z"
 SLACK = "xoxb-" + "123456789012-1234567890123-aB3dE5fG7hJ9kL1mN3pQ5rS7"
 KEY = "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAA\n-----END OPENSSH "
 
-Plant = Callable[[Path], None]
+Plant = Callable[[Path], Any]
 
 
 def append(file: str, text: str) -> Plant:

@@ -70,7 +70,11 @@ def test_own_card_is_kept_and_only_its_section_is_new(model: Path, tmp_path: Pat
     (folder / "README.md").write_text(own)
     outcome = publish(folder, REPO, PublishOptions(answer=False), dry_run=True)
     card = ModelCard(outcome.card)
-    assert card.data.license == "mit" and card.data.tags == ["ours"] and card.data.pipeline_tag == "text-generation"
+    assert (
+        card.data["license"] == "mit"
+        and card.data["tags"] == ["ours"]
+        and card.data["pipeline_tag"] == "text-generation"
+    )
     assert card.text.strip().startswith("# Ours\n\nBefore.") and card.text.strip().endswith("After.")
     assert "old" not in card.text and f'from_pretrained("{REPO}"' in card.text and f"vllm serve {REPO}" in card.text
     assert outcome.report.hashes["model.safetensors"] in card.text
@@ -107,7 +111,7 @@ def test_adapter_goes_merged_with_itself_per_expert(adapter: Path, model: Path, 
     factors = load_file(there / "adapter" / "adapter_model.safetensors")
     assert any("experts.3.gate_proj.lora_A" in name for name in factors)
     card = ModelCard.load(there / "README.md")
-    assert card.data.base_model == "acme/base" and card.data["base_model_relation"] == "finetune"
+    assert card.data["base_model"] == "acme/base" and card.data["base_model_relation"] == "finetune"
     DeepseekV3ForCausalLM.from_pretrained(there)
 
 
@@ -142,8 +146,8 @@ def test_run_folder_is_understood(model: Path, tmp_path: Path):
         outcome = publish(folder, REPO, PublishOptions(base="acme/base", answer=False), dry_run=True)
         card = ModelCard(outcome.card)
         # The base's card says under which licence it is.
-        assert outcome.report.is_fit and card.data.license == "apache-2.0"
-        assert card.data["datasets"] == ["acme/questions"] and "grpo" in (card.data.tags or [])
+        assert outcome.report.is_fit and card.data["license"] == "apache-2.0"
+        assert card.data["datasets"] == ["acme/questions"] and "grpo" in (card.data["tags"] or [])
         assert "- 3 steps" in card.text and str(tmp_path) not in outcome.card
         assert not any("optimizer" in name for name in outcome.report.files)
 
