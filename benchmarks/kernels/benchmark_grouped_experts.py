@@ -76,8 +76,8 @@ def cases() -> list[Case]:
         def ours(x, weights, gate_up, down, routing=(model.tokens, experts, top_k)) -> torch.Tensor:
             return grouped_experts(x, choices(*routing, x.device), weights, gate_up, down)
 
-        def theirs(x, *rest, routing=(model.tokens, experts, top_k)) -> torch.Tensor:
-            return stock(x, *rest, choices(*routing, x.device))
+        def theirs(x, weights, gate_up, down, routing=(model.tokens, experts, top_k)) -> torch.Tensor:
+            return stock(x, weights, gate_up, down, choices(*routing, x.device))
 
         num_bytes = 2 * tokens + hidden + weights, 3 * tokens + hidden + 2 * weights
         functions = {"ours": ours, "transformers, grouped_mm": theirs}
