@@ -107,6 +107,8 @@ def kernelize(
                 _replace(module, chosen, kind)
             else:
                 _restore(module)
+    if kind in launch.TRITON_DEVICES and any(hook not in theirs and why is None for hook, why in whys.items()):
+        launch.take_triton(True)
     names = {hook: _name(theirs.get(hook)) for hook in counts}
     table = KernelTable(
         Row(hook, counts[hook], names[hook] if why is None else None, why or "") for hook, why in sorted(whys.items())
@@ -117,7 +119,11 @@ def kernelize(
 
 
 def unkernelize(model: nn.Module) -> None:
-    """Give every layer of the model its own forward back, whichever kernels it had."""
+    """Give every layer of the model its own forward back, whichever kernels it had.
+
+    Operators of other models in this process take no kernels any more, either, until `kernelize` is called again.
+    """
+    launch.take_triton(False)
     for _, module in _hooked_modules(model):
         _restore(module)
 

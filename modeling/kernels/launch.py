@@ -18,6 +18,7 @@ import torch
 
 # Types of devices that Triton kernels run on. Tests add "cpu" while they interpret.
 TRITON_DEVICES = frozenset({"cuda"})
+_takes_triton = True
 
 
 class Configuration(NamedTuple):
@@ -49,7 +50,13 @@ class Configuration(NamedTuple):
 
 def runs_triton(tensor: torch.Tensor) -> bool:
     """Return whether an operator takes its Triton kernel for this tensor, rather than the reference."""
-    return tensor.device.type in TRITON_DEVICES
+    return _takes_triton and tensor.device.type in TRITON_DEVICES
+
+
+def take_triton(yes: bool) -> None:
+    """Set whether this process's operators take their kernels; also those called outside of any kernelized layer."""
+    global _takes_triton
+    _takes_triton = yes
 
 
 def device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:

@@ -7,6 +7,8 @@ they replace, whose attributes they read. `has_backward` and `can_torch_compile`
 import torch
 from torch import nn
 
+from .grouped_experts.op import grouped_experts
+from .grouped_lora.op import LowRank, grouped_lora
 from .rms_norm.op import rms_norm
 from .rope.op import apply_rope
 from .swiglu.op import swiglu
@@ -53,3 +55,23 @@ class SeekletApplyRope(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `q_rope` (B, H, S, R) and `k_rope` (B, 1, S, R) rotated by `cos`, `sin` (B or 1, S, R)."""
         return apply_rope(q_rope, k_rope, cos, sin, self.interleaved)
+
+
+class SeekletExperts(nn.Module):
+    """All routed experts, with low-rank terms where an adapter gives them."""
+
+    has_backward = True
+    can_torch_compile = True
+    gate_up_proj: torch.Tensor
+    down_proj: torch.Tensor
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        low_rank: tuple[LowRank, LowRank] | None = None,
+    ) -> torch.Tensor:
+        """Return the weighted sum (T, H) over the experts `top_k_index` (T, K) of `hidden_states` (T, H)."""
+        inputs = (hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj)
+        return grouped_experts(*inputs) if low_rank is None else grouped_lora(*inputs, *low_rank)

@@ -252,6 +252,7 @@ def interpreted() -> Iterator[Counter[str]]:
             (JITFunction, "__call__", _call),
             (Autotuner, "run", _run_first),
             (launch, "TRITON_DEVICES", frozenset({"cpu", "cuda"})),
+            (launch, "_takes_triton", True),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         # x.sum(0) and the like are attributes of the tensor class that do not bind, being no functions.

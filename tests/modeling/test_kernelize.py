@@ -262,6 +262,17 @@ def test_the_mapping_names_every_layer_for_every_device() -> None:
     assert {device.type for devices in mapping.values() for device in devices} == set(launch.TRITON_DEVICES)
 
 
+def test_operators_without_a_hook_take_kernels_until_unkernelize(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing takes a kernel that nobody has asked for."""
+    x, model = torch.ones(1), build_ours()
+    monkeypatch.setattr(launch, "TRITON_DEVICES", frozenset({"cpu"}))
+    assert not launch.runs_triton(x)
+    seeklet.kernelize(model, quiet=True)
+    assert launch.runs_triton(x)
+    seeklet.unkernelize(model)
+    assert not launch.runs_triton(x)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_training_and_decoding_give_the_same_numbers() -> None:
     model, tokens = build_ours(num_nextn_predict_layers=1).cuda(), draw_tokens(2, 8).cuda()
