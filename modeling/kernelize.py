@@ -123,9 +123,9 @@ def unkernelize(model: nn.Module) -> None:
 
     Operators of other models in this process take no kernels any more, either, until `kernelize` is called again.
     """
-    launch.take_triton(False)
-    for _, module in _hooked_modules(model):
-        _restore(module)
+    restored = [_restore(module) for _, module in _hooked_modules(model)]
+    if any(restored):
+        launch.take_triton(False)
 
 
 def _hooked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -179,9 +179,15 @@ def _replace(module: Any, mode: Any, kind: str) -> None:
         module._old_forward, module.forward = module.forward, wrapped
 
 
-def _restore(module: Any) -> None:
+def _restore(module: Any) -> bool:
+    """Give a layer its own forward back; return whether it had a kernel's."""
     own = MethodType(type(module).forward, module)
     if hasattr(module, "_hf_hook"):
+        had_kernel = module._old_forward != own
         module._old_forward = own
-    elif "forward" in vars(module):
-        del module.forward
+        return had_kernel
+    # Tensor parallelism puts a function there, which must stay; a kernel's forward is a method.
+    if not isinstance(vars(module).get("forward"), MethodType):
+        return False
+    del module.forward
+    return True

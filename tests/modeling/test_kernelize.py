@@ -268,6 +268,8 @@ def test_operators_without_a_hook_take_kernels_until_unkernelize(monkeypatch: py
     monkeypatch.setattr(launch, "TRITON_DEVICES", frozenset({"cpu"}))
     assert not launch.runs_triton(x)
     seeklet.kernelize(model, quiet=True)
+    # As `from_pretrained` of another model does.
+    build_ours().set_use_kernels(False)
     assert launch.runs_triton(x)
     seeklet.unkernelize(model)
     assert not launch.runs_triton(x)
