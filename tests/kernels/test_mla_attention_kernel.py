@@ -93,7 +93,7 @@ def test_published_head_sizes_in_the_blocks_of_a_gpu(device: str) -> None:
     assert_precise(draw(B=1, H=2, S=140, T=140, N=128, R=64, V=128), torch.bfloat16, device)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(sizes=st.tuples(*(st.integers(1, most) for most in (2, 6, 40, 30, 12, 30))), more=st.integers(0, 9))
 def test_any_shape(sizes, more: int) -> None:
     B, H, S, N, R, V = sizes

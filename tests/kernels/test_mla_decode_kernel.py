@@ -82,7 +82,7 @@ def test_published_widths_and_more_rows_than_a_tile(device: str) -> None:
     assert_precise(draw(B=1, H=40, S=1, T=70, L=512, R=64), None, torch.tensor([65]), torch.bfloat16, device)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     sizes=st.tuples(*(st.integers(1, most) for most in (3, 20, 4, 90, 40, 20))),
     splits=st.integers(1, 5),

@@ -43,7 +43,7 @@ def test_with_a_residual(shape: tuple[int, ...], dtype: torch.dtype, device: str
     assert_kernel_as_precise_as(ours, theirs, inputs, dtype, device)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 300), seed=st.integers(0, 99))
 def test_any_shape(rows: int, columns: int, seed: int) -> None:
     torch.manual_seed(seed)

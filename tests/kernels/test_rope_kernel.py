@@ -76,7 +76,7 @@ def test_assembling(shape: tuple[int, ...], dtype: torch.dtype, interleaved: boo
     assert_kernel_as_precise_as(ours, theirs, draw(*shape), dtype, device)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(*(st.integers(1, top) for top in (3, 20, 4, 40)), st.sampled_from([2, 4, 8, 32])),
     shared_tables=st.booleans(),

@@ -24,7 +24,7 @@ def test_errs_no_more_than_the_reference(shape: tuple[int, ...], dtype: torch.dt
     assert_kernel_as_precise_as(op.swiglu, reference.swiglu, draw(*shape), dtype, device)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(rows=st.integers(1, 6), columns=st.integers(1, 1500), seed=st.integers(0, 99))
 def test_halves_of_one_tensor_of_any_shape(rows: int, columns: int, seed: int) -> None:
     torch.manual_seed(seed)
