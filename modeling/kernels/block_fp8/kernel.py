@@ -80,6 +80,18 @@ def _codes_of(values, scale, NATIVE: tl.constexpr):
 
 
 @triton.jit
+def quantized(values, BY_ROW: tl.constexpr, POWER_OF_TWO: tl.constexpr, NATIVE: tl.constexpr):
+    """Return the scale of each row of `values`, (ROWS, 1), or of all, (1, 1), and their codes as bytes."""
+    # As integers NaN is above infinity, and infinity above all else: neither is lost on the way to the scale.
+    bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    largest = tl.max(bits, axis=1, keep_dims=True)
+    if not BY_ROW:
+        largest = tl.max(largest, axis=0, keep_dims=True)
+    scale = _scale_of(largest.to(tl.float32, bitcast=True), POWER_OF_TWO)
+    return scale, _codes_of(values, scale, NATIVE)
+
+
+@triton.jit
 def quantize_kernel(
     values_ptr,
     codes_ptr,
@@ -101,20 +113,14 @@ def quantize_kernel(
     column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     mask = (row < num_rows) & (column < num_columns)
     values = tl.load(values_ptr + row * stride_row + column * stride_column, mask=mask, other=0.0).to(tl.float32)
-    # As integers NaN is above infinity, and infinity above all else: neither is lost on the way to the scale.
-    bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    largest = tl.max(bits, axis=1, keep_dims=True)
-    scale_row = row
-    if not BY_ROW:
-        largest = tl.max(largest, axis=0, keep_dims=True)
-        scale_row = tl.program_id(0).to(tl.int64) + tl.zeros((1, 1), tl.int64)
-    scale = _scale_of(largest.to(tl.float32, bitcast=True), POWER_OF_TWO)
+    scale, codes = quantized(values, BY_ROW, POWER_OF_TWO, NATIVE)
+    scale_row = row if BY_ROW else tl.program_id(0).to(tl.int64) + tl.zeros((1, 1), tl.int64)
     scale_ptrs = scale_ptr + scale_row * stride_scale_row + tl.program_id(1) * stride_scale_column
     if BY_ROW:
         tl.store(scale_ptrs, scale, mask=row < num_rows)
     else:
         tl.store(scale_ptrs, scale)
-    tl.store(codes_ptr + row * num_columns + column, _codes_of(values, scale, NATIVE), mask=mask)
+    tl.store(codes_ptr + row * num_columns + column, codes, mask=mask)
 
 
 @triton.jit
