@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from seeklet.finetune.publish.command import publish
+from seeklet.finetune.publish.verify_command import verify
 from seeklet.modeling import SeekletError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 
 
 app.command()(publish)
+app.command()(verify)
 
 
 @app.command()
@@ -36,7 +38,7 @@ def kernels(
 def main() -> None:
     """Run the command line: 0 when it worked, 2 on a user's mistake; without a sub-command it publishes."""
     arguments = sys.argv[1:]
-    if arguments and arguments[0] not in ("publish", "kernels", "--help"):
+    if arguments and arguments[0] not in ("publish", "verify", "kernels", "--help"):
         arguments = ["publish", *arguments]
     try:
         app(args=arguments)

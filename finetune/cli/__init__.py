@@ -60,6 +60,7 @@ COMMANDS = {
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
     "export-adapter": Command("lora.command", "export_adapter", "Write an adapter as vLLM and SGLang take it."),
     "publish": Command("publish.command", "publish", "Check a model, an adapter or a run, and send it to the Hub."),
+    "verify": Command("publish.verify_command", "verify", "Compare what is on the Hub with the folder it came from."),
 }
 
 HELP = """

@@ -37,18 +37,37 @@ def open_target(repo_id: str, repo_type: str = "model", *, token: str | None = N
         PublishError: the name is not one, the Hub is out of reach, or the token is missing, bad or for reading only.
     """
     check_name(repo_id)
-    if is_offline_mode():
-        raise PublishError(
-            f"{repo_id}: HF_HUB_OFFLINE is set, so nothing is sent; unset it and run the same command again"
-        )
+    _check_online(repo_id, "nothing is sent")
     token = token or get_token()
     if token is None:
         raise PublishError(f"{repo_id}: there is no token for the Hub; {advise_token(constants.ENDPOINT)}")
-    if why := why_unreachable():
-        raise PublishError(f"{repo_id}: {why}; nothing was sent; try again with a network")
+    _check_reachable(repo_id, "nothing was sent")
     target = Target(repo_id, repo_type, HfApi(endpoint=constants.ENDPOINT, token=token, library_name="seeklet"))
     with in_words(target):
         account: dict[str, Any] = target.api.whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PublishError(f"{repo_id}: the token is for reading only; {advise_token(constants.ENDPOINT)}")
     return Target(repo_id, repo_type, target.api, account.get("name", ""))
+
+
+def open_for_reading(repo_id: str, repo_type: str = "model", *, token: str | None = None) -> Target:
+    """Return the repository and a client that reads it, with the token of this machine where there is one.
+
+    Raises:
+        PublishError: the name is not one, or the Hub is out of reach.
+    """
+    check_name(repo_id)
+    _check_online(repo_id, "nothing is compared")
+    _check_reachable(repo_id, "nothing was compared")
+    token = token or get_token()
+    return Target(repo_id, repo_type, HfApi(endpoint=constants.ENDPOINT, token=token or False, library_name="seeklet"))
+
+
+def _check_online(repo_id: str, hence: str) -> None:
+    if is_offline_mode():
+        raise PublishError(f"{repo_id}: HF_HUB_OFFLINE is set, so {hence}; unset it and run the same command again")
+
+
+def _check_reachable(repo_id: str, hence: str) -> None:
+    if why := why_unreachable():
+        raise PublishError(f"{repo_id}: {why}; {hence}; try again with a network")

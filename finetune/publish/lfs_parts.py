@@ -2,6 +2,8 @@
 
 huggingface_hub begins a file again whose upload broke off. Here the addresses of its parts and what the store answered
 are kept in `HF_HOME`, readable by the user only, until the file is complete; addresses that ran out are asked for anew.
+A note is one line of addresses, written at once, and a line for each part that is there, added as soon as the store
+answers: writing the whole anew takes as long as a small part does, and what a killed process had not noted goes again.
 """
 
 import json
@@ -100,7 +102,7 @@ def _send_parts(
         hf_raise_for_status(answer)
         with lock:
             note["tags"][number] = answer.headers["ETag"]
-            _write_note(path, note)
+            _add_tag(path, number, answer.headers["ETag"])
         add(size, True)
 
     missing = sorted(note["addresses"].keys() - note["tags"].keys(), key=int)
@@ -146,14 +148,23 @@ def _size(file: LocalFile, note: Note, number: str) -> int:
 def _find_note(target: Target, file: LocalFile) -> Path:
     """Return where the note of an upload is: one for each content and repository."""
     place = f"{target.repo_type}--{target.repo_id.replace('/', '--')}"
-    return Path(constants.HF_HOME) / "seeklet" / "uploads" / place / f"{file.read_hash()}.json"
+    return Path(constants.HF_HOME) / "seeklet" / "uploads" / place / f"{file.read_hash()}.jsonl"
 
 
 def _read_note(path: Path) -> Note | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        first, *others = path.read_text(encoding="utf-8").splitlines()
+        note: Note = json.loads(first)
+    except (FileNotFoundError, ValueError):
         return None
+    for line in others:
+        try:
+            number, tag = json.loads(line)
+        except ValueError:
+            # The line that was being written when the machine went down.
+            continue
+        note["tags"][number] = tag
+    return note
 
 
 def _write_note(path: Path, note: Note) -> None:
@@ -161,4 +172,9 @@ def _write_note(path: Path, note: Note) -> None:
     with replaced_file(path) as beside:
         # The addresses are as good as a key for as long as they last.
         beside.touch(mode=0o600)
-        beside.write_text(json.dumps(note), encoding="utf-8")
+        beside.write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+
+def _add_tag(path: Path, number: str, tag: str) -> None:
+    with path.open("a", encoding="utf-8") as note:
+        note.write(json.dumps([number, tag]) + "\n")

@@ -4,12 +4,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from ..progress import LINE_EVERY_S
+from .byte_progress import byte_bar, describe_bytes
 
 
 class Transfer:
@@ -44,26 +44,13 @@ class Transfer:
         self._bar.update(self._task, description=text)
 
     def _print(self, now: float) -> None:
-        done = self.num_sent + self.num_kept
         rate = self.num_sent / (now - self._begun)
-        left = f" · {timedelta(seconds=round((self._total - done) / rate))} left" if rate else ""
-        line = f"  uploaded {done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB · {rate / 1e6:,.1f} MB/s{left}"
+        line = describe_bytes("uploaded", self.num_sent + self.num_kept, self._total, rate)
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def transfer_progress(console: Console, total: int) -> Iterator[Transfer]:
     """Give what counts the bytes of an upload and shows them on `console`; the bar is gone when the block ends."""
-    bar = Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
+    with byte_bar(console) as bar:
         yield Transfer(console, bar, total)

@@ -1,7 +1,6 @@
 """What the Hub holds beside what the folder holds: hashes of every file, and headers and config as they come back."""
 
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +8,12 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-from .hub_account import open_target
+from .differences import LENGTH_BYTES, count_bytes_to_read, explain
+from .hub_account import open_for_reading
 from .hub_errors import Target, in_words
 from .hub_repository import read_remote, read_tree
 from .local_files import LocalFile, list_local_files
 
-# A file that safetensors itself would refuse is read no further.
-_MAX_HEADER_BYTES = 100_000_000
-_LENGTH_BYTES = 8
 # Files of the Hub's own making.
 OF_THE_HUB = frozenset({".gitattributes"})
 
@@ -40,16 +37,19 @@ def verify(
     revision: str | None = None,
     repo_type: str = "model",
     token: str | None = None,
+    ignored: Collection[str] = (),
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
     """Compare `files` of `folder`, by default all that the repository holds, with a revision of it, by default main.
 
     Every file's hash is compared with that which the Hub keeps; config files and the headers of safetensors are
-    downloaded and compared byte for byte.
+    downloaded and compared byte for byte. No token is needed for what everybody sees. A JSON file that differs only in
+    keys in `ignored` does not count as different; `advance` is told of bytes that were compared.
 
     Raises:
         PublishError: a file or the repository cannot be read.
     """
-    target = open_target(repo_id, repo_type, token=token)
+    target = open_for_reading(repo_id, repo_type, token=token)
     with in_words(target):
         remote = read_remote(target, revision)
     folder = Path(folder)
@@ -57,12 +57,21 @@ def verify(
     here = [name for name in names if (folder / name).is_file()]
     gone = [f"{name}: is on the Hub, and not in {folder}" for name in names if name not in here]
     local = list_local_files(folder, here) if here else []
-    found = compare(target, local, remote.files, remote.head)
+    for file in local:
+        file.read_hash()
+        advance(file.size)
+    found = compare(target, local, remote.files, remote.head, ignored)
     return Comparison(found.commit, found.num_files, found.num_bytes, found.num_bytes_back, gone + found.differences)
 
 
-def compare(target: Target, local: Sequence[LocalFile], remote: Mapping[str, RepoFile], commit: str) -> Comparison:
-    """Return how the files of `commit` differ from the local ones.
+def compare(
+    target: Target,
+    local: Sequence[LocalFile],
+    remote: Mapping[str, RepoFile],
+    commit: str,
+    ignored: Collection[str] = (),
+) -> Comparison:
+    """Return how the files of `commit` differ from the local ones, JSON files in other keys than those in `ignored`.
 
     Raises:
         PublishError: what is to be read back cannot be.
@@ -70,15 +79,23 @@ def compare(target: Target, local: Sequence[LocalFile], remote: Mapping[str, Rep
     differences = list_differences(local, remote)
     num_back = 0
     for file in local:
-        if (reason := differences.get(file.name)) or not (length := _count_bytes_to_read(file)):
+        if file.name not in remote:
             continue
-        with in_words(target):
-            back = read_back(target, file.name, commit, length)
-        num_back += len(back)
-        with file.path.open("rb") as stream:
-            if stream.read(length) != back:
-                reason = "what downloads is not what the folder holds, although the Hub's hash is right"
-                differences[file.name] = reason
+
+        def read(length: int, name: str = file.name) -> bytes:
+            nonlocal num_back
+            with in_words(target):
+                back = read_back(target, name, commit, length) if length else b""
+            num_back += len(back)
+            return back
+
+        if reason := differences.get(file.name):
+            if said := explain(file.path, remote[file.name].size, read, ignored):
+                differences[file.name] = f"{reason}: {said}"
+            else:
+                del differences[file.name]
+        elif not _is_as_read_back(file, read):
+            differences[file.name] = "what downloads is not what the folder holds, although the Hub's hash is right"
     lines = [f"{name}: {reason}" for name, reason in differences.items()]
     return Comparison(commit, len(local), sum(file.size for file in local), num_back, lines)
 
@@ -127,12 +144,8 @@ def _has_hash(file: LocalFile, there: RepoFile) -> bool:
     return there.blob_id == file.read_blob_hash()
 
 
-def _count_bytes_to_read(file: LocalFile) -> int:
-    """Return how much of a file is worth downloading: a config, or the header of safetensors."""
-    if file.name.endswith(".json") and file.size <= 1 << 20:
-        return file.size
-    if not file.name.endswith(".safetensors") or file.size < _LENGTH_BYTES:
-        return 0
+def _is_as_read_back(file: LocalFile, read: Callable[[int], bytes]) -> bool:
     with file.path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(_LENGTH_BYTES))
-    return min(_LENGTH_BYTES + length, file.size) if length <= _MAX_HEADER_BYTES else 0
+        length = count_bytes_to_read(file.name, file.size, lambda: stream.read(LENGTH_BYTES))
+        stream.seek(0)
+        return stream.read(length) == read(length)

@@ -179,8 +179,9 @@ def test_verify_finds_what_differs(hub: Hub, folder: Path) -> None:
     (folder / "new.json").write_text("{}")
     assert verify(folder, NAME, token=WRITE_TOKEN).differences == [
         f"README.md: is on the Hub, and not in {folder}",
-        "config.json: has another hash on the Hub than in the folder",
-        f"{SHARD}: has another hash on the Hub than in the folder",
+        "config.json: has another hash on the Hub than in the folder: model_type is deepseek_v3 on the Hub, and "
+        "deepseek_v4 in the folder",
+        f"{SHARD}: has another hash on the Hub than in the folder: the same tensors with other numbers",
     ]
     assert verify(folder, NAME, ["new.json"], token=WRITE_TOKEN).differences == ["new.json: is not on the Hub"]
 
