@@ -136,7 +136,8 @@ def _sources(recipe: TrainingRecipe) -> list[str]:
     given: Any = recipe.data if hasattr(recipe, "data") else recipe.prompts  # pyright: ignore
     names = [*map(public_name, given.train), *(f"reasoning-gym's {name}" for name in getattr(given, "gym", ()))]
     held_out = given.validation
-    where = f"{held_out:.0%} of it" if not isinstance(held_out, tuple) else ", ".join(map(public_name, held_out))
+    is_share = not isinstance(held_out, tuple)
+    where = (f"{held_out:.0%} of it" if held_out else "") if is_share else ", ".join(map(public_name, held_out))
     lines = [f"trained on: {', '.join(names)}; held out: {where or 'nothing'}"]
     if rewards := getattr(recipe, "rewards", ()):
         named = (f"{reward.name or reward.kind} (weight {reward.weight:g})" for reward in rewards)
@@ -150,8 +151,9 @@ def _sources(recipe: TrainingRecipe) -> list[str]:
 def _training(entries: Sequence[Entry]) -> list[str]:
     lines = []
     if seen := [entry["num_tokens"] for entry in entries if "num_tokens" in entry]:
-        lines.append(f"{max(entry['step'] for entry in entries):,} optimiser steps over {seen[-1]:,} tokens")
-        lines.append(f"{training_seconds(entries) / 60:.1f} minutes of training, evaluations and checkpoints left out")
+        lines.append(f"{max(entry['step'] for entry in entries):,} optimiser steps over {seen[-1]:,.0f} tokens")
+        if seconds := training_seconds(entries):
+            lines.append(f"{seconds / 60:.1f} minutes of training, evaluations and checkpoints left out")
     return lines
 
 

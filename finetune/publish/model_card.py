@@ -3,19 +3,18 @@
 What seeklet writes stands between two marks; the rest of a card is its owner's, and is kept as it is.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..card import CAPTIONS, TAGS, versions
-from ..evaluation.reasoning_report import JSON, MARKDOWN, STAGES_MARKDOWN
-from ..published import is_local
+from ..data.hub_rows import PREFIX, HubName, parse_hub_name
+from ..evaluation.reasoning_report import MARKDOWN, STAGES_MARKDOWN, STAGES_PLOT
+from .eval_results import find_reports
 from .snippets import usage
 from .source import Source
 
@@ -28,6 +27,7 @@ _LIMITS = (
     "It was measured on what is named above; other subjects, languages and longer texts may go worse.",
     "Whatever its base gets wrong or is biased in, it may, too.",
 )
+_CAPTIONS = CAPTIONS | {Path(STAGES_PLOT).stem: "Problems solved, length and form after each stage"}
 _PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)\n*")
 
 
@@ -37,7 +37,6 @@ def write_card(
     repo_id: str,
     licence: str | None,
     hashes: Mapping[str, str],
-    commit: str | None = None,
 ) -> None:
     """Write `folder/README.md`, keeping what of it is its owner's, and copy the pictures it shows to `folder/plots`.
 
@@ -47,12 +46,11 @@ def write_card(
         repo_id: what it will be called on the Hub.
         licence: as the Hub names it.
         hashes: sha256 of the weights' files.
-        commit: of the base on the Hub, where it is known.
     """
     file = folder / "README.md"
     written = file.read_text(encoding="utf-8") if file.is_file() else ""
     draft = source.run.card.read_text(encoding="utf-8") if source.run and source.run.card.is_file() else ""
-    section = f"{BEGIN}\n\n" + _section(folder, source, repo_id, draft, hashes, commit) + f"\n\n{END}"
+    section = f"{BEGIN}\n\n" + _section(folder, source, repo_id, draft, hashes) + f"\n\n{END}"
     data = _metadata(folder, source, licence)
     # PEFT and TRL leave templates of cards, with paths of this machine, and so does a run its draft.
     if not written or _is_draft(written):
@@ -110,24 +108,22 @@ def _language(source: Source) -> Any:
 def _datasets(recipe: Mapping[str, Any]) -> list[str]:
     given = recipe.get("data") or recipe.get("prompts") or {}
     named = given.get("train") or []
-    found = [name.removeprefix("hub:") for name in named if isinstance(name, str) and name.startswith("hub:")]
-    return [re.split(r"[@:]", "/".join(name.split("/")[:2]))[0] for name in found]
+    names = [parse_hub_name(name) for name in named if isinstance(name, str) and name.startswith(PREFIX)]
+    return [name.path for name in names if isinstance(name, HubName)]
 
 
-def _section(
-    folder: Path, source: Source, repo_id: str, draft: str, hashes: Mapping[str, str], commit: str | None
-) -> str:
+def _section(folder: Path, source: Source, repo_id: str, draft: str, hashes: Mapping[str, str]) -> str:
     kept = sections_of(draft)
-    base = source.base_name or ("a model of its owner's" if source.base else None)
+    base = source.base_name or ("a model that is not on the Hub" if source.base else None)
     what = "A LoRA adapter for" if not (folder / "config.json").is_file() else "Fine-tuned from"
     parts = [f"{what} {base}." if base else "", "## Use\n\n" + usage(repo_id, source, folder)]
     results = [_PICTURE.sub("", kept.get("Results", "")).strip(), *_evaluations(folder, source)]
-    results += [f"![{CAPTIONS.get(name, name)}](plots/{name}.png)" for name in _copy_pictures(folder, source)]
+    results += [f"![{_CAPTIONS.get(name, name)}](plots/{name}.png)" for name in _copy_pictures(folder, source)]
     if any(results):
         parts.append("## Results\n\n" + "\n\n".join(result for result in results if result))
     parts += [f"## {name}\n\n{kept[name].strip()}" for name in _KEPT[1:] if kept.get(name)]
     parts.append("## Limitations\n\n" + _items(_LIMITS))
-    parts.append("## Provenance\n\n" + _provenance(source, hashes, commit))
+    parts.append("## Provenance\n\n" + _provenance(source, hashes))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -150,11 +146,11 @@ def _evaluations(folder: Path, source: Source) -> list[str]:
     if source.run is None:
         return []
     found = []
+    reports = [("Reasoning", folder / MARKDOWN) for folder in find_reports(source)[:1]]
     for title, file in (
-        ("Reasoning", source.run.path / "evaluation" / MARKDOWN),
-        ("Reasoning", source.run.path / MARKDOWN),
+        *reports,
         ("Evaluation", source.run.path / "evaluation.md"),
-        ("Stages", source.run.path.parent / STAGES_MARKDOWN),
+        *(("Stages", folder / STAGES_MARKDOWN) for folder in _with_stages(source)),
     ):
         if file.is_file():
             head = file.read_text(encoding="utf-8").partition("\n## ")[0].partition("\n")[2]
@@ -166,19 +162,27 @@ def _copy_pictures(folder: Path, source: Source) -> list[str]:
     if source.run is None:
         return []
     there = sorted(source.run.plots.glob("*.png")) if source.run.plots.is_dir() else []
-    there += [file for file in (source.run.path.parent / "stages.png",) if file.is_file()]
+    there += [folder / STAGES_PLOT for folder in _with_stages(source) if (folder / STAGES_PLOT).is_file()]
     for file in there:
         (folder / "plots").mkdir(exist_ok=True)
         shutil.copyfile(file, folder / "plots" / file.name)
     return [file.stem for file in there]
 
 
-def _provenance(source: Source, hashes: Mapping[str, str], commit: str | None) -> str:
+def _with_stages(source: Source) -> list[Path]:
+    """Return where the run's model is held against others: what it was before, or the stages of its pipeline."""
+    if source.run is None:
+        return []
+    return [folder for folder in (source.run.path, source.run.path.parent) if (folder / STAGES_MARKDOWN).is_file()][:1]
+
+
+def _provenance(source: Source, hashes: Mapping[str, str]) -> str:
     lines = [f"`{file}`: sha256 `{digest}`" for file, digest in sorted(hashes.items())]
     if source.base_name:
-        lines.append(f"base: {source.base_name}{f' at commit {commit}' if commit else ''}")
+        at = f" at commit `{source.base_commit}`" if source.base_commit else ""
+        lines.append(f"base: {source.base_name}{at}")
     if source.run is None:
-        lines.append("made with " + ", ".join(f"{name} {number}" for name, number in versions().items()))
+        lines.append("published with " + ", ".join(f"{name} {number}" for name, number in versions().items()))
     return _items(lines)
 
 
@@ -191,23 +195,3 @@ def _with_section(body: str, section: str) -> str:
     if 0 <= begin < end:
         return body[:begin] + section + body[end + len(END) :]
     return body.rstrip() + f"\n\n{section}\n"
-
-
-def write_eval_results(folder: Path, source: Source) -> None:
-    """Write `.eval_results/` for figures on benchmarks of the Hub, where the run was measured on such."""
-    prompts = source.recipe.get("prompts") or source.recipe.get("evaluation") or {}
-    named = prompts.get("validation") if isinstance(prompts, dict) else None
-    benchmarks = [name for name in named if str(name).startswith("hub:")] if isinstance(named, list) else []
-    file = source.run.path / "evaluation" / JSON if source.run else None
-    if len(benchmarks) != 1 or file is None or not file.is_file() or is_local(benchmarks[0]):
-        return
-    figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
-    dataset = re.split(r"[@:]", "/".join(benchmarks[0].removeprefix("hub:").split("/")[:2]))[0]
-    entries = [
-        EvalResultEntry(dataset_id=dataset, task_id="default", value=round(figure["value"], 2), notes=name)
-        for name, figure in figures.items()
-        if name.startswith(("pass@", "maj@"))
-    ]
-    (folder / ".eval_results").mkdir(exist_ok=True)
-    target = folder / ".eval_results" / f"{dataset.replace('/', '_')}.yaml"
-    target.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Publishing: what a folder holds is staged, described, inspected, and sent only if nothing stands against it."""
 
+import errno
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from rich.console import Console
 
 from ..errors import PublishError
 from .adapter_check import WEIGHTS
+from .byte_progress import byte_progress, growth_progress
+from .eval_results import write_eval_results
 from .findings import Finding
 from .local_files import list_local_files
 from .mend import mend
-from .model_card import chosen_licence, write_card, write_eval_results
+from .model_card import chosen_licence, write_card
 from .preflight import Checks, Report, inspect
 from .shards import read_shards
 from .source import Source, find_source
@@ -87,32 +90,54 @@ def publish(
         OSError: the disk is full, or a file cannot be read.
     """
     source = find_source(folder, options.base)
+    console = console or Console()
     with tempfile.TemporaryDirectory(prefix="seeklet-publish-") as place:
         staging = Path(place, repo_id.rpartition("/")[2] or "model")
         staging.mkdir()
-        left_out = stage(source, staging, options.form, options.with_code)
-        outcome = _prepare(staging, source, repo_id, options)
+        left_out = _stage(source, staging, options, console)
+        outcome = _prepare(staging, source, repo_id, options, console)
         outcome.report.findings += left_out
         outcome.sizes = {name: (staging / name).stat().st_size for name in outcome.report.files}
         show(outcome)
         if not dry_run and outcome.report.is_fit:
-            outcome.published = upload(
-                staging,
-                repo_id,
-                outcome.report.files,
-                public=options.public,
-                gated=options.gated,
-                revision=options.revision,
-                create_pr=options.create_pr,
-                tag=options.tag,
-                parent_commit=options.parent_commit,
-                message=options.message,
-                console=console,
-            )
+            outcome.published = _send(staging, repo_id, outcome.report.files, options, console)
     return outcome
 
 
-def _prepare(staging: Path, source: Source, repo_id: str, options: PublishOptions) -> Outcome:
+def _stage(source: Source, staging: Path, options: PublishOptions, console: Console) -> list[Finding]:
+    is_merging = source.is_adapter and options.form == "merged"
+    total = sum(file.stat().st_size for file in source.base_folder.glob("*.safetensors")) if source.base_folder else 0
+    try:
+        if not is_merging:
+            return stage(source, staging, options.form, options.with_code)
+        with growth_progress(console, "merged", staging.parent, total or None):
+            return stage(source, staging, options.form, options.with_code)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise PublishError(
+            f"{staging.parent}: no space left for what is to be published; free some, or set TMPDIR to a folder on "
+            "another disk; nothing was sent"
+        ) from None
+
+
+def _send(staging: Path, repo_id: str, files: list[str], options: PublishOptions, console: Console) -> Published:
+    return upload(
+        staging,
+        repo_id,
+        files,
+        public=options.public,
+        gated=options.gated,
+        revision=options.revision,
+        create_pr=options.create_pr,
+        tag=options.tag,
+        parent_commit=options.parent_commit,
+        message=options.message,
+        console=console,
+    )
+
+
+def _prepare(staging: Path, source: Source, repo_id: str, options: PublishOptions, console: Console) -> Outcome:
     licence = chosen_licence(staging, options.licence, source.base_licence)
     checks = Checks(
         source.base_folder,
@@ -127,11 +152,17 @@ def _prepare(staging: Path, source: Source, repo_id: str, options: PublishOption
     # The card needs the hashes, which come with the inspection, and is inspected itself.
     write_card(staging, source, repo_id, licence, {})
     write_eval_results(staging, source)
-    report, mended = inspect(staging, checks), []
+    report, mended = _inspect(staging, checks, console), []
     if options.fix and (mended := mend(staging, report.findings, options.with_code)):
-        report = inspect(staging, checks)
+        report = _inspect(staging, checks, console)
     write_card(staging, source, repo_id, licence, report.hashes or _adapter_hash(staging))
     return Outcome(report, (staging / "README.md").read_text(encoding="utf-8"), mended)
+
+
+def _inspect(staging: Path, checks: Checks, console: Console) -> Report:
+    total = sum(file.stat().st_size for file in staging.glob("*.safetensors"))
+    with byte_progress(console, "checked", total) as advance:
+        return inspect(staging, checks, advance)
 
 
 def _check_weights_there(staging: Path) -> None:

@@ -30,6 +30,7 @@ class Source:
         base_folder: of the base on this machine, where it is there.
         base_name: its name on the Hub, where that is known.
         base_licence: as the Hub names it, where it is known.
+        base_commit: of the base on the Hub, where its files are of the Hub's cache.
         recipe: of the run, plain values; empty without a run.
     """
 
@@ -40,6 +41,7 @@ class Source:
     base_folder: Path | None
     base_name: str | None
     base_licence: str | None
+    base_commit: str | None
     recipe: dict[str, Any]
 
 
@@ -71,7 +73,7 @@ def find_source(folder: Path, base_name: str | None = None) -> Source:
     base_folder = _local_folder(base_name or base) or _local_folder(base)
     name = base_name or (base if base and not is_local(base) else None)
     licence = _licence_in(base_folder) or (licence_of(name) if name else None)
-    return Source(chosen, is_adapter, run, base, base_folder, name, licence, recipe)
+    return Source(chosen, is_adapter, run, base, base_folder, name, licence, _commit_of(base_folder), recipe)
 
 
 def _is_model(folder: Path) -> bool:
@@ -120,6 +122,11 @@ def _local_folder(base: str | None) -> Path | None:
         return Path(snapshot_download(base, local_files_only=True))
     except (OSError, ValueError):
         return None
+
+
+def _commit_of(base_folder: Path | None) -> str | None:
+    # The Hub's cache has a folder for each commit.
+    return base_folder.name if base_folder is not None and base_folder.parent.name == "snapshots" else None
 
 
 def _licence_in(folder: Path | None) -> str | None:

@@ -129,7 +129,6 @@ class Exchange(BaseHTTPRequestHandler):
             return
         entry.status = reply.status
         self._send(reply)
-        entry.is_answered = True
 
     do_POST = do_PUT = do_HEAD = do_DELETE = do_PATCH = do_GET
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Received:
-    """One request; `num_bytes` of its body arrived, of `expected`, and whether its answer has left."""
+    """One request; `num_bytes` of its body arrived, of `expected`."""
 
     method: str
     path: str
     expected: int = 0
     num_bytes: int = 0
     status: int | None = None
-    is_answered: bool = False
     at: float = field(default_factory=time.monotonic)
 
     @property

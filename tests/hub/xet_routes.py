@@ -2,7 +2,6 @@
 
 import struct
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .exchange import Reply, Request
@@ -39,28 +38,6 @@ def count_xet_bytes(hub: "Hub") -> int:
     # A file may be renamed while it is listed.
     sizes = (path.stat().st_size for path in folder.glob("default.*") if path.suffix != ".tmp" and path.exists())
     return sum(sizes) if folder.is_dir() else 0
-
-
-def count_lost_xet_bytes(hub: "Hub") -> int:
-    """Return how much is kept of chunks that no shard lists: a client that begins again finds nothing of it."""
-    folder = hub.cas / "xet" / "xorbs"
-    known = {name for shard in (folder / "shards").glob("*.mdb") for name in _list_xorbs(shard.read_bytes())}
-    kept = {path.name.removeprefix("default."): path for path in (folder / "xorbs").glob("default.*")}
-    lost = [path for name, path in kept.items() if name not in known and not name.endswith(".tagset")]
-    return sum(path.stat().st_size for path in lost if path.exists())
-
-
-def _list_xorbs(shard: bytes) -> Iterator[str]:
-    at = HEADER_BYTES
-    while shard[at : at + 32] != END:
-        flags, num_segments = struct.unpack("<II", shard[at + 32 : at + 40])
-        with_verification, with_metadata = flags >> HAS_VERIFICATION & 1, flags >> HAS_METADATA & 1
-        at += RECORD_BYTES * (1 + num_segments * (1 + with_verification) + with_metadata)
-    at += RECORD_BYTES
-    while shard[at : at + 32] != END:
-        yield _in_hex(shard[at : at + 32])
-        (num_chunks,) = struct.unpack("<I", shard[at + 36 : at + 40])
-        at += RECORD_BYTES * (1 + num_chunks)
 
 
 def find_xet_files(hub: "Hub") -> dict[str, str]:

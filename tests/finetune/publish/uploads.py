@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants
 from rich.console import Console
 from safetensors.torch import save_file
 
+from seeklet.finetune.publish.transfer_progress import Transfer
 from seeklet.finetune.publish.upload import upload
 from tests.hub.server import Hub
 
@@ -53,8 +55,17 @@ def _run(
     part_bytes: int,
     is_pull: bool,
     said: Connection,
+    acknowledged: Any,
 ) -> None:
-    """Publish a folder, from a process that was turned to a hub."""
+    """Publish a folder, from a process that was turned to a hub; bytes that the Hub has answered for are counted."""
+    count = Transfer.add
+
+    def add(self: Transfer, num_bytes: int, *, is_sent: bool = True) -> None:
+        count(self, num_bytes, is_sent=is_sent)
+        with acknowledged.get_lock():
+            acknowledged.value += num_bytes
+
+    Transfer.add = add
     constants.ENDPOINT = hub_endpoint
     constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{hub_endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     constants.HF_HUB_OFFLINE = False
@@ -90,6 +101,7 @@ class UploadProcess:
         is_pull: bool = False,
     ) -> None:
         self._said, theirs = _CONTEXT.Pipe(duplex=False)
+        self._acknowledged = _CONTEXT.Value("q", 0)
         arguments: Sequence[object] = (
             hub.endpoint,
             str(home / "home"),
@@ -100,11 +112,18 @@ class UploadProcess:
             part_bytes,
             is_pull,
             theirs,
+            self._acknowledged,
         )
         self._process = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
         assert self._said.recv() == "begun"
+
+    @property
+    def num_acknowledged(self) -> int:
+        """How many bytes were there or arrived, as far as the process was told."""
+        # Without its lock, which a killed process may have held.
+        return self._acknowledged.get_obj().value
 
     def kill_when(self, is_time: Callable[[], bool]) -> bool:
         """Kill the process once it is time, or return false where it ended before."""
