@@ -51,6 +51,7 @@ def test_a_data_set_a_model_and_a_tokenizer_are_refused_in_a_line(
     assert time.perf_counter() - started < 80
 
 
+@pytest.mark.slow
 def test_what_is_in_the_cache_is_found(endpoint: str, tmp_path: Path) -> None:
     entry = tmp_path / "cache" / "models--acme--nano"
     (entry / "refs").mkdir(parents=True)

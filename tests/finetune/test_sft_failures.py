@@ -152,6 +152,7 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(tmp_path: P
     assert metrics.read_bytes() == before and time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_the_command_goes_on(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, trainer={"max_steps": 2000})
     command = [sys.executable, "-m", "seeklet.finetune", "train", str(recipe)]

@@ -12,6 +12,7 @@ from tests.modeling.nano import relative_error
 from tests.modeling.tensors import assert_same
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -12,6 +12,7 @@ from tests.finetune.conftest import PLAIN_TERMINAL
 from tests.finetune.distill.stage_runs import write_recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["distill", "distill-topk"])
 def test_one_reads_and_writes_and_both_train(stage: str, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, stage, trainer={"max_steps": 2, "gradient_accumulation_steps": 1})

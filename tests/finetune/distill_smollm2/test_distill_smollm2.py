@@ -59,6 +59,7 @@ def done(whole: tuple[Path, Result], tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_it_finds_and_says(whole: tuple[Path, Result]) -> None:
     root, result = whole
     assert result.exit_code == 0, result.output

@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_trained_as_by_one_process_and_resumed_bit_by_bit(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

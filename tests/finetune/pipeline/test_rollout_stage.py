@@ -74,6 +74,7 @@ def run_until(path: Path, number: int) -> None:
     run_pipeline(path)
 
 
+@pytest.mark.slow
 def test_killed_while_sampling_and_gone_on_with_it_is_the_same(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = run_pipeline(write_rollout(whole))
