@@ -25,3 +25,7 @@ class RewardError(SeekletError, ValueError):
 
 class PublishError(SeekletError, RuntimeError):
     """Nothing was published, or not all of it; says what of which file or repository is wrong and how to mend it."""
+
+
+class ExportError(SeekletError, RuntimeError):
+    """A model was not written as GGUF; says what of it, or which program, was in the way."""

@@ -59,6 +59,7 @@ COMMANDS = {
     "chat": Command("chat_command", "chat", "Talk to a model or an adapter in the terminal; its reasoning is visible."),
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
     "export-adapter": Command("lora.command", "export_adapter", "Write an adapter as vLLM and SGLang take it."),
+    "export": Command("export.command", "export", "Write a model as GGUF, for llama.cpp and Ollama."),
     "publish": Command("publish.command", "publish", "Check a model, an adapter or a run, and send it to the Hub."),
     "verify": Command("publish.verify_command", "verify", "Compare what is on the Hub with the folder it came from."),
 }

@@ -1,0 +1,1 @@
+"""Models as files for other programs: GGUF for llama.cpp, with a Modelfile for Ollama."""
