@@ -9,13 +9,12 @@ weight is the weight itself. The values are those of the dequantised model, roun
 from collections.abc import Callable
 
 import torch
+from kernels import use_kernel_forward_from_hub
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils.parametrize import is_parametrized
 
 from .checkpoint_names import SCALE, slots
 from .kernels.block_fp8.reference import scale_shape
-from .kernels.grouped_experts.reference import sort_rows
+from .kernels.grouped_fp8.op import grouped_fp8, refuse_parametrized
 from .kernels.grouped_lora.op import LowRank, grouped_lora
 from .kernels.linear.op import fp8_linear
 
@@ -38,6 +37,7 @@ class _Fp8Module(nn.Module):
         return super()._apply(move, recurse)
 
 
+@use_kernel_forward_from_hub("SeekletFp8Linear")
 class Fp8Linear(_Fp8Module, nn.Linear):
     """A linear layer with frozen fp8 `weight` (R, C) and fp32 `weight_scale_inv` (M, N).
 
@@ -68,8 +68,9 @@ class Fp8Linear(_Fp8Module, nn.Linear):
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
 
+@use_kernel_forward_from_hub("SeekletFp8Experts")
 class Fp8Experts(_Fp8Module):
-    """The routed experts in frozen fp8, each dequantised when tokens reach it.
+    """The routed experts in frozen fp8.
 
     `gate_up_proj` (E, 2I, H) with `gate_up_proj_scale_inv` (E, 2, M, N): gate and up are separate matrices on disk,
     and blocks do not cross the border; `down_proj` (E, H, I) with `down_proj_scale_inv` (E, M, N).
@@ -109,40 +110,12 @@ class Fp8Experts(_Fp8Module):
         Raises:
             RuntimeError: something else is added to the fp8 codes themselves, as plain PEFT does.
         """
-        if is_parametrized(self):
-            raise RuntimeError(
-                "an adapter was added to the fp8 codes of the routed experts, where it changes nothing; "
-                "use seeklet.finetune.lora to attach or load it"
-            )
+        refuse_parametrized(self)
+        inputs = (hidden_states, top_k_index, top_k_weights)
+        codes, scales = (self.gate_up_proj, self.down_proj), (self.gate_up_proj_scale_inv, self.down_proj_scale_inv)
         if low_rank is not None:
-            return grouped_lora(
-                hidden_states,
-                top_k_index,
-                top_k_weights,
-                self.gate_up_proj,
-                self.down_proj,
-                *low_rank,
-                self.gate_up_proj_scale_inv,
-                self.down_proj_scale_inv,
-            )
-        rows, counts = sort_rows(top_k_index, self.num_experts)
-        wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        tokens, weights = rows // top_k_index.shape[1], top_k_weights.flatten()[rows].to(wide)
-        output = hidden_states.new_zeros(hidden_states.shape, dtype=wide)
-        start = 0
-        for expert, count in enumerate(counts.tolist()):
-            if count == 0:
-                continue
-            part = slice(start, start + count)
-            start += count
-            hidden = fp8_linear(
-                hidden_states[tokens[part]], self.gate_up_proj[expert], self.gate_up_proj_scale_inv[expert]
-            )
-            gate, up = hidden.to(wide).chunk(2, -1)
-            weighted = (F.silu(gate) * up * weights[part, None]).to(hidden.dtype)
-            result = fp8_linear(weighted, self.down_proj[expert], self.down_proj_scale_inv[expert])
-            output.index_add_(0, tokens[part], result.to(wide))
-        return output.to(hidden_states.dtype)
+            return grouped_lora(*inputs, *codes, *low_rank, *scales)
+        return grouped_fp8(*inputs, codes[0], scales[0], codes[1], scales[1])
 
     def extra_repr(self) -> str:
         """Return the sizes."""

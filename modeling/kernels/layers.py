@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from .grouped_experts.op import grouped_experts
+from .grouped_fp8.op import grouped_fp8, grouped_fp8_quantized, refuse_parametrized
 from .grouped_lora.op import LowRank, grouped_lora
+from .linear.op import fp8_linear, fp8_linear_quantized
 from .rms_norm.op import rms_norm
 from .rope.op import apply_rope
 from .swiglu.op import swiglu
@@ -75,3 +77,92 @@ class SeekletExperts(nn.Module):
         """Return the weighted sum (T, H) over the experts `top_k_index` (T, K) of `hidden_states` (T, H)."""
         inputs = (hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj)
         return grouped_experts(*inputs) if low_rank is None else grouped_lora(*inputs, *low_rank)
+
+
+class SeekletFp8Experts(nn.Module):
+    """All routed experts with frozen block-fp8 weights, with low-rank terms where an adapter gives them."""
+
+    has_backward = True
+    can_torch_compile = True
+    gate_up_proj: torch.Tensor
+    gate_up_proj_scale_inv: torch.Tensor
+    down_proj: torch.Tensor
+    down_proj_scale_inv: torch.Tensor
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        low_rank: tuple[LowRank, LowRank] | None = None,
+    ) -> torch.Tensor:
+        """Return the weighted sum (T, H) over the experts `top_k_index` (T, K) of `hidden_states` (T, H)."""
+        refuse_parametrized(self)
+        inputs = (hidden_states, top_k_index, top_k_weights)
+        codes, scales = (self.gate_up_proj, self.down_proj), (self.gate_up_proj_scale_inv, self.down_proj_scale_inv)
+        if low_rank is not None:
+            return grouped_lora(*inputs, *codes, *low_rank, *scales)
+        return grouped_fp8(*inputs, codes[0], scales[0], codes[1], scales[1])
+
+
+class SeekletFp8ExpertsQuantized(nn.Module):
+    """Likewise, with the inputs of both projections rounded to fp8 too; no hook's default, as the result is another.
+
+    To take it: `kernelize(model, "inference", mapping={"SeekletFp8Experts": {"cuda": InTree(<this name>)}})`.
+    """
+
+    has_backward = False
+    can_torch_compile = True
+    gate_up_proj: torch.Tensor
+    gate_up_proj_scale_inv: torch.Tensor
+    down_proj: torch.Tensor
+    down_proj_scale_inv: torch.Tensor
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        low_rank: tuple[LowRank, LowRank] | None = None,
+    ) -> torch.Tensor:
+        """Return the weighted sum (T, H) over the experts `top_k_index` (T, K) of `hidden_states` (T, H).
+
+        Raises:
+            ValueError: there are low-rank terms, which are made for unrounded inputs.
+        """
+        refuse_parametrized(self)
+        if low_rank is not None:
+            raise ValueError("experts whose inputs are rounded to fp8 take no low-rank terms; use SeekletFp8Experts")
+        inputs = (hidden_states, top_k_index, top_k_weights)
+        stored = (self.gate_up_proj, self.gate_up_proj_scale_inv, self.down_proj, self.down_proj_scale_inv)
+        return grouped_fp8_quantized(*inputs, *stored)
+
+
+class SeekletFp8Linear(nn.Module):
+    """A linear layer with a frozen block-fp8 weight."""
+
+    has_backward = True
+    can_torch_compile = True
+    weight: torch.Tensor
+    weight_scale_inv: torch.Tensor
+    bias: torch.Tensor | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output (..., R) for `x` (..., C), in the dtype of `x`."""
+        output = fp8_linear(x, self.weight, self.weight_scale_inv)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+
+class SeekletFp8LinearQuantized(nn.Module):
+    """Likewise, with its input rounded to fp8 too; to be taken as `SeekletFp8ExpertsQuantized` is."""
+
+    has_backward = False
+    can_torch_compile = True
+    weight: torch.Tensor
+    weight_scale_inv: torch.Tensor
+    bias: torch.Tensor | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output (..., R) for `x` (..., C), in the dtype of `x`."""
+        output = fp8_linear_quantized(x, self.weight, self.weight_scale_inv)
+        return output if self.bias is None else output + self.bias.to(output.dtype)

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
+import seeklet
 from seeklet.modeling import SeekletForCausalLM, SeekletModel
 from seeklet.modeling.fp8 import Fp8Experts, Fp8Linear
+from seeklet.modeling.kernelize import InTree
 from seeklet.modeling.kernels.block_fp8.reference import dequantize
+from tests.kernels.interpreter import interpreted
 from tests.modeling.fp8_checkpoint import ODD, expected_weights, write_fp8
 from tests.modeling.nano import draw_tokens, relative_error
 from tests.modeling.tensors import assert_same, config_of, load, read
@@ -124,7 +129,7 @@ def test_kept_fp8_saves_no_dequantised_weight_for_backward(odd: Path) -> None:
         layer.mlp.experts(x, torch.tensor([[0, 1], [1, 3]] * 15), torch.rand(30, 2)).sum().backward()
         layer.self_attn.q_a_proj(x).sum().backward()
     of_weights = [t for t in saved if tuple(t.shape) in weights or tuple(t.shape[::-1]) in weights]
-    assert len(of_weights) == 2 * 3 + 1
+    assert len(of_weights) == 2 + 1
     assert {t.dtype for t in of_weights} == {torch.float8_e4m3fn}
     assert x.grad is not None and x.grad.isfinite().all()
 
@@ -248,3 +253,52 @@ def test_kept_fp8_generates_the_same(odd: Path) -> None:
     ids = draw_tokens(2, 5)
     tokens = [model.generate(ids, max_new_tokens=12, do_sample=False) for model in (dense, kept)]
     assert torch.equal(*tokens)
+
+
+def fp8_layer(kind: type[Fp8Linear] | type[Fp8Experts]) -> tuple[Any, list[torch.Tensor]]:
+    """Return a layer of this kind with weights, and inputs to it, its tokens first."""
+    tokens = torch.randn(5, 40)
+    layer = kind(40, 24, bias=True) if kind is Fp8Linear else Fp8Experts(3, 40, 24)
+    for name, tensor in layer.state_dict().items():
+        tensor.copy_(torch.rand_like(tensor) + 0.5 if name.endswith("_scale_inv") else torch.randn(tensor.shape))
+    routing = [torch.tensor([[0, 1], [1, 2], [2, 0], [1, 0], [0, 2]]), torch.rand(5, 2)]
+    return layer, [tokens, *(routing if kind is Fp8Experts else [])]
+
+
+@pytest.mark.parametrize("kind", [Fp8Linear, Fp8Experts])
+def test_kernelized_it_computes_the_same(kind: type[Fp8Linear] | type[Fp8Experts]) -> None:
+    layer, (tokens, *routing) = fp8_layer(kind)
+    results = []
+    with interpreted() as launched:
+        for kernelized in (False, True):
+            if kernelized:
+                [row] = seeklet.kernelize(layer, "training", device="cpu", quiet=True)
+                assert row.layer == f"Seeklet{kind.__name__}" and row.kernel == "fused (Triton)"
+            x = tokens.clone().requires_grad_()
+            output = layer(x, *routing)
+            results.append([output.detach(), *torch.autograd.grad(output.sum(), x)])
+    assert launched
+    for actual, expected in zip(*results, strict=True):
+        assert relative_error(actual, expected) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [Fp8Linear, Fp8Experts])
+def test_inputs_rounded_to_fp8_are_to_be_asked_for(kind: type[Fp8Linear] | type[Fp8Experts]) -> None:
+    layer, inputs = fp8_layer(kind)
+    hook = f"Seeklet{kind.__name__}"
+    with torch.no_grad():
+        expected = layer(*inputs)
+    with torch.no_grad(), interpreted():
+        seeklet.kernelize(layer, "inference", "cpu", mapping={hook: {"cpu": InTree(f"{hook}Quantized")}}, quiet=True)
+        assert 1e-3 < relative_error(layer(*inputs), expected) < 0.1
+        seeklet.unkernelize(layer)
+        assert torch.equal(layer(*inputs), expected)
+
+
+def test_a_kernel_refuses_adapters_on_the_codes_too() -> None:
+    layer, inputs = fp8_layer(Fp8Experts)
+    with interpreted():
+        seeklet.kernelize(layer, "inference", device="cpu", quiet=True)
+        register_parametrization(layer, "down_proj", nn.Identity())
+        with pytest.raises(RuntimeError, match="changes nothing"):
+            layer(*inputs)

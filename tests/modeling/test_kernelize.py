@@ -17,7 +17,8 @@ from seeklet.modeling.norm import SeekletRMSNorm
 from tests.kernels.interpreter import interpreted
 from tests.modeling.nano import build_ours, draw_tokens
 
-HOOKS = sorted(name for name in vars(layers) if name.startswith("Seeklet"))
+# Layers that keep fp8 have their tests in test_fp8.py.
+HOOKS = sorted(name for name in vars(layers) if name.startswith("Seeklet") and not name.startswith("SeekletFp8"))
 
 
 def step(model: Any, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -258,7 +259,7 @@ def test_use_kernels_with_a_configuration_of_ones_own_keeps_seeklets(tmp_path: A
 
 def test_the_mapping_names_every_layer_for_every_device() -> None:
     mapping = kernel_mapping()
-    assert sorted(mapping) == HOOKS
+    assert sorted(name for name in mapping if not name.startswith("SeekletFp8")) == HOOKS
     assert {device.type for devices in mapping.values() for device in devices} == set(launch.TRITON_DEVICES)
 
 

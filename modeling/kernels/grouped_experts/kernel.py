@@ -22,9 +22,11 @@ def takes(x: torch.Tensor, gate_up_proj: torch.Tensor, down_proj: torch.Tensor) 
     return x.dtype in DTYPES and x.dtype == gate_up_proj.dtype == down_proj.dtype and down_proj.numel() > 0
 
 
-def sort_by_expert(indices: torch.Tensor, num_experts: int, dtype: torch.dtype) -> tuple[Sorted, torch.Tensor]:
-    """Return the order of the rows, and how many each expert gets (E,)."""
-    size = block_rows(dtype, indices.numel(), num_experts)
+def sort_by_expert(
+    indices: torch.Tensor, num_experts: int, dtype: torch.dtype, most_rows: int = 128
+) -> tuple[Sorted, torch.Tensor]:
+    """Return the order of the rows, and how many each expert gets (E,); tiles have at most so many rows."""
+    size = min(most_rows, block_rows(dtype, indices.numel(), num_experts))
     rows, counts, tiles = sort.sort_rows(indices, num_experts, size)
     return Sorted(rows, tiles, indices.shape[1]), counts
 

@@ -71,7 +71,8 @@ def fits_tma(tensor: torch.Tensor, capability: int) -> bool:
     )
 
 
-def _descriptor(tensor: torch.Tensor, *block: int) -> TensorDescriptor:
+def descriptor(tensor: torch.Tensor, *block: int) -> TensorDescriptor:
+    """Return the descriptor by which blocks of this shape are copied."""
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
 
 
@@ -80,7 +81,7 @@ def dense_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _weights(matrices: Matrices, chosen: Tiling, over_out: bool, capability: int) -> dict[str, Any]:
+def weight_arguments(matrices: Matrices, chosen: Tiling, over_out: bool, capability: int) -> dict[str, Any]:
     """Return the arguments that tell a kernel about its weights."""
     weight = matrices.weight
     fp8 = matrices.scale is not None
@@ -91,15 +92,14 @@ def _weights(matrices: Matrices, chosen: Tiling, over_out: bool, capability: int
     block = (chosen.block_k, chosen.block_n) if over_out else (chosen.block_n, chosen.block_k)
     strides: dict[str, int] = dict(zip(("stride_expert", "stride_out", "stride_in"), weight.stride(), strict=True))
     return {
-        "weight": _descriptor(weight, 1, *block) if tma else weight,
+        "weight": descriptor(weight, 1, *block) if tma else weight,
         "scale_ptr": None if matrices.scale is None else matrices.scale.contiguous(),
         **(dict.fromkeys(strides, 1) if tma else strides),
         "TMA": tma,
-        "FP8": fp8,
     }
 
 
-def _low_rank(matrices: Matrices, over_out: bool) -> dict[str, Any]:
+def low_rank_arguments(matrices: Matrices, over_out: bool) -> dict[str, Any]:
     """Return the arguments that tell a kernel about low-rank factors, if there are any."""
     factors = matrices.factors
     if factors is None:
@@ -118,14 +118,13 @@ def _low_rank(matrices: Matrices, over_out: bool) -> dict[str, Any]:
     }
 
 
-def _tiles(order: Sorted, chosen: Tiling) -> dict[str, Any]:
+def tile_arguments(order: Sorted, chosen: Tiling) -> dict[str, Any]:
     """Return the arguments that tell a kernel about its tiles."""
     return {
         "rows_ptr": order.rows,
         "tiles_ptr": order.tiles.tiles,
         "ends_ptr": order.tiles.ends,
         "num_tiles": order.tiles.tiles.shape[1],
-        "TOP_K": order.top_k,
         "BLOCK_M": chosen.block_m,
         "BLOCK_N": chosen.block_n,
         "BLOCK_K": chosen.block_k,
@@ -133,12 +132,14 @@ def _tiles(order: Sorted, chosen: Tiling) -> dict[str, Any]:
     }
 
 
-def _launch(kernel: Any, num_columns: int, chosen: Tiling, order: Sorted, arguments: dict[str, Any]) -> Launch:
+def launch_over(kernel: Any, num_columns: int, chosen: Tiling, order: Sorted, arguments: dict[str, Any]) -> Launch:
+    """Return the launch of a kernel that makes this many columns for every row."""
     programs = order.tiles.tiles.shape[1] * triton.cdiv(num_columns, chosen.block_n)
-    return Launch(kernel, programs, {**arguments, **_tiles(order, chosen)}, chosen.num_warps, chosen.num_stages)
+    return Launch(kernel, programs, {**arguments, **tile_arguments(order, chosen)}, chosen.num_warps, chosen.num_stages)
 
 
-def _even(*sizes: tuple[int, int]) -> bool:
+def even(*sizes: tuple[int, int]) -> bool:
+    """Return whether each size is a multiple of its block."""
     return all(size % block == 0 for size, block in sizes)
 
 
@@ -166,12 +167,14 @@ def gate_up(
         "width": width,
         "stride_x": x.stride(0),
         "PARTS": 1 if matrices.scale is None or matrices.scale.dim() == 3 else matrices.scale.shape[1],
-        "EVEN": _even((num_in, chosen.block_k), (width, chosen.block_n)),
+        "EVEN": even((num_in, chosen.block_k), (width, chosen.block_n)),
         "SAVE": save,
-        **_weights(matrices, chosen, False, capability),
-        **_low_rank(matrices, False),
+        "TOP_K": order.top_k,
+        "FP8": matrices.scale is not None,
+        **weight_arguments(matrices, chosen, False, capability),
+        **low_rank_arguments(matrices, False),
     }
-    return _launch(forward.gate_up_kernel, width, chosen, order, arguments)
+    return launch_over(forward.gate_up_kernel, width, chosen, order, arguments)
 
 
 def rows(
@@ -192,7 +195,7 @@ def rows(
     source_tma = fits_tma(source, capability)
     summed, columns = (num_out, num_in) if over_out else (num_in, num_out)
     arguments = {
-        "source": _descriptor(source, chosen.block_m, chosen.block_k) if source_tma else source,
+        "source": descriptor(source, chosen.block_m, chosen.block_k) if source_tma else source,
         "out_ptr": out,
         "low_ptr": low,
         "num_out": num_out,
@@ -200,13 +203,15 @@ def rows(
         "stride_source": source.stride(0),
         "PARTS": 1 if matrices.scale is None or matrices.scale.dim() == 3 else matrices.scale.shape[1],
         "OVER_OUT": over_out,
-        "EVEN": _even((summed, chosen.block_k), (columns, chosen.block_n)),
+        "EVEN": even((summed, chosen.block_k), (columns, chosen.block_n)),
         "SOURCE_TMA": source_tma,
         "SAVE": low is not None,
-        **_weights(matrices, chosen, over_out, capability),
-        **_low_rank(matrices, over_out),
+        "TOP_K": order.top_k,
+        "FP8": matrices.scale is not None,
+        **weight_arguments(matrices, chosen, over_out, capability),
+        **low_rank_arguments(matrices, over_out),
     }
-    return _launch(forward.rows_kernel, columns, chosen, order, arguments)
+    return launch_over(forward.rows_kernel, columns, chosen, order, arguments)
 
 
 def activation_columns(dtype: torch.dtype, order: Sorted, fp8: bool, capability: int) -> int:
@@ -240,12 +245,14 @@ def activation(
         "num_out": num_out,
         "width": width,
         "stride_grad": grad.stride(0),
-        "EVEN": _even((num_out, chosen.block_k), (width, chosen.block_n)),
+        "EVEN": even((num_out, chosen.block_k), (width, chosen.block_n)),
         "SAVE": active is not None,
-        **_weights(matrices, chosen, True, capability),
-        **_low_rank(matrices, True),
+        "TOP_K": order.top_k,
+        "FP8": matrices.scale is not None,
+        **weight_arguments(matrices, chosen, True, capability),
+        **low_rank_arguments(matrices, True),
     }
-    return _launch(backward.activation_kernel, width, chosen, order, arguments)
+    return launch_over(backward.activation_kernel, width, chosen, order, arguments)
 
 
 def over_rows(

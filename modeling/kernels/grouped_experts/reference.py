@@ -73,14 +73,17 @@ def forward_one_token(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj):
 
 
 def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, rows, counts, needs_weights: bool):
-    """Return the gradients of (x (T, H), weights (T, K), gate_up_proj, down_proj); the last two empty unless asked."""
-    top_k = weights_TK.shape[1]
-    wide = torch.promote_types(x_TH.dtype, torch.float32)
+    """Return the gradients of (x (T, H), weights (T, K), gate_up_proj, down_proj); the last two empty unless asked.
+
+    `x_TH` is looked at for these two only.
+    """
+    top_k, dtype = weights_TK.shape[1], grad_TH.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     tokens, weights = rows // top_k, weights_TK.flatten().index_select(0, rows)[:, None]
-    x, grad_rows = x_TH.index_select(0, tokens), grad_TH.index_select(0, tokens)
-    by_row, grad_weights = torch.empty_like(x), torch.empty(rows.numel(), dtype=wide, device=x.device)
-    projections = (gate_up_proj, down_proj)
-    grads = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in projections]
+    grad_rows = grad_TH.index_select(0, tokens)
+    x = x_TH.index_select(0, tokens) if needs_weights else None
+    by_row, grad_weights = torch.empty_like(grad_rows), grad_rows.new_empty(rows.numel(), dtype=wide)
+    grads = [torch.empty_like(w) if needs_weights else grad_TH.new_empty(0) for w in (gate_up_proj, down_proj)]
     hit = hit_experts(counts)
     if needs_weights and len(hit) < gate_up_proj.shape[0]:
         for grad in grads:
@@ -90,13 +93,13 @@ def backward_loop(grad_TH, x_TH, weights_TK, gate_up_proj, down_proj, gate_up, r
         grad_active = matmul(grad_rows[part], down_proj[expert]).to(wide)
         # The weighted sum over I both gives the weight's gradient and spares keeping the down projection's output.
         grad_weights[rows[part]] = (grad_active * active).sum(-1)
-        grad_hidden = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1).to(x.dtype)
+        grad_hidden = torch.cat(swiglu_backward(grad_active.mul_(weights[part]), gate, up), -1).to(dtype)
         matmul(grad_hidden, gate_up_proj[expert], out=by_row[part])
-        if needs_weights:
+        if x is not None:
             matmul_over_rows(grad_hidden, x[part], out=grads[0][expert])
-            matmul_over_rows(grad_rows[part], active.mul_(weights[part]).to(x.dtype), out=grads[1][expert])
+            matmul_over_rows(grad_rows[part], active.mul_(weights[part]).to(dtype), out=grads[1][expert])
     grad_weights = grad_weights.view_as(weights_TK).to(weights_TK.dtype)
-    return sum_by_token(by_row, rows, top_k), grad_weights, *grads
+    return sum_by_token(by_row, rows, top_k), grad_weights, grads[0], grads[1]
 
 
 def forward_grouped(x_TH, indices_TK, weights_TK, gate_up_proj, down_proj, save: bool):

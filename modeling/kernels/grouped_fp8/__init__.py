@@ -1,0 +1,1 @@
+"""The routed experts with frozen block-fp8 weights as grouped matrix products."""
