@@ -1,0 +1,70 @@
+"""Configs of published models, kept here so that they are planned without a network, and of any other model."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from seeklet.modeling.checkpoint_names import is_fp8_weight
+from seeklet.modeling.fp8 import install_fp8
+
+from ..errors import RecipeError
+from ..meta_model import load_config
+from ..recipe import ModelSettings
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@cache
+def published_names() -> dict[str, Path]:
+    """Return Hub name -> file of the published configs that are kept here."""
+    index = yaml.safe_load((CONFIGS / "index.yaml").read_text(encoding="utf-8"))
+    return {name: CONFIGS / file for file, names in index.items() for name in names}
+
+
+def published_config(name: str) -> PreTrainedConfig:
+    """Return the published config of a model by its Hub name, or by its file's stem (deepseek-v3).
+
+    Raises:
+        RecipeError: it is not kept here.
+    """
+    file = published_names().get(name, CONFIGS / f"{name}.json")
+    if not file.is_file():
+        raise RecipeError(f"model {name} is not kept here; allowed: {', '.join(sorted(published_names()))}")
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def find_config(settings: ModelSettings) -> PreTrainedConfig:
+    """Return the config of a recipe's model: a folder's, the one kept here, or the Hub's; nothing else is read.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    folder = Path(os.path.expanduser(settings.path))
+    if settings.path in published_names() and not folder.exists():
+        return published_config(settings.path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise RecipeError(f"model.path: {settings.path} has no config.json; the plan needs that file, not the weights")
+    return load_config(settings)
+
+
+def held_dtype(config: PreTrainedConfig, settings: ModelSettings | None = None) -> torch.dtype:
+    """Return what the weights are held in: what the settings say, or else the checkpoint's own."""
+    if settings is not None and settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    stored = getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, stored) if isinstance(stored, str) else stored
+
+
+def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, keep_fp8: bool = False) -> PreTrainedModel:
+    """Return the model of a config on the meta device; with `keep_fp8` its linear layers and experts in block-fp8."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if keep_fp8:
+        install_fp8(model, is_fp8_weight, dtype)
+    return model
