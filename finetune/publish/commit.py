@@ -17,6 +17,8 @@ from .verify import is_same
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _TRIES = 4
 _FIRST_WAIT_S = 1.0
+# A Hub that asks for more patience than this is told of instead.
+_LONGEST_WAIT_S = 300.0
 # An upload that was killed between its commit and the answer to it is looked for among so many of the newest.
 _MAX_PULL_REQUESTS = 20
 
@@ -78,15 +80,26 @@ def commit_files(
                 parent_commit=base.head,
             )
         except HTTPError as error:
-            if not tries_left or (isinstance(error, HfHubHTTPError) and error.response.status_code < 500):
+            pause_s = _pause(error, wait_s)
+            if not tries_left or pause_s is None:
                 raise
         else:
             return Commit(made.oid, made.pr_url, list(stale))
-        time.sleep(wait_s)
+        time.sleep(pause_s)
         wait_s *= 2
         if found := _find_made(target, base, local, stale, options):
             return found
     raise AssertionError("the last try returns or raises")
+
+
+def _pause(error: HTTPError, usual_s: float) -> float | None:
+    """Return how long to wait before another try, as the Hub asks where it does; None where that is of no use."""
+    if not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500:
+        return usual_s
+    after = error.response.headers.get("Retry-After", "")
+    if error.response.status_code != 429 or not after.isdigit() or int(after) > _LONGEST_WAIT_S:
+        return None
+    return float(after)
 
 
 def _find_made(

@@ -1,6 +1,7 @@
 """What the Hub refuses, in one line that says what to do; no token and no signed address is ever part of it."""
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import http_backoff
 
 from ..errors import PublishError
 from ..hub_reach import why_unreachable
@@ -24,6 +26,8 @@ GOES_ON = "what was sent is kept, and the same command goes on from there"
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bBearer\s+\S+")
 _SIGNATURE = re.compile(r"\?[^\s'\"]*(?:[Ss]ignature|X-Amz|[Tt]oken)[^\s'\"]*")
 _EXPIRED = re.compile(r"\bexpired\b", re.IGNORECASE)
+# As hf_xet, which is Rust, tells of a full disk: no space, a quota, a limit on the size of files.
+_DISK_FULL = re.compile(r"no space left|\(os error (?:28|122|27)\)", re.IGNORECASE)
 _QUOTA = re.compile(r"storage (?:limit|quota)|quota|upgrade your plan", re.IGNORECASE)
 
 
@@ -57,13 +61,14 @@ def advise_token(endpoint: str) -> str:
 
 @contextmanager
 def in_words(target: Target) -> Iterator[None]:
-    """Turn what the Hub's libraries raise in the block into a `PublishError` of one line.
+    """Turn what the Hub's libraries raise in the block into a `PublishError` of one line, and what they warn into none.
 
     Raises:
         PublishError: whatever the Hub, the network or the disk refused.
     """
     try:
-        yield
+        with _no_warnings_of_tries():
+            yield
     except PublishError:
         raise
     # RuntimeError is how huggingface_hub and hf_xet tell of an upload that failed; an OSError is also its HTTP error.
@@ -71,6 +76,20 @@ def in_words(target: Target) -> Iterator[None]:
         said = hide_secrets(describe(error, target))
         # The chain would carry addresses that are signed, and requests with their headers.
         raise PublishError(" ".join(said.split())) from None
+
+
+@contextmanager
+def _no_warnings_of_tries() -> Iterator[None]:
+    """Keep from the terminal that huggingface_hub tries again, which it tells of with signed addresses."""
+    logger = logging.getLogger(http_backoff.__module__)
+    level = logger.level
+    # Who asks for more than warnings gets them.
+    if logger.getEffectiveLevel() == logging.WARNING:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def describe(error: BaseException, target: Target) -> str:
@@ -83,8 +102,9 @@ def describe(error: BaseException, target: Target) -> str:
         return f"{target}: {_describe_answer(error, target)}"
     if isinstance(error, HTTPError):
         return f"{target}: {why_unreachable() or 'the connection to the Hub broke'}; {GOES_ON}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        where = error.filename or "the cache of huggingface_hub"
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if is_full or _DISK_FULL.search(str(error)):
+        where = getattr(error, "filename", None) or "the cache of huggingface_hub"
         return f"{where}: no space left on the disk; free some, or set HF_HOME to a folder on another one; {GOES_ON}"
     if isinstance(error, OSError):
         return f"{error.filename or target}: {error.strerror or error}"

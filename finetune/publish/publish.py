@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -14,6 +14,8 @@ from .adapter_check import WEIGHTS
 from .byte_progress import byte_progress, growth_progress
 from .eval_results import write_eval_results
 from .findings import Finding
+from .hub_account import open_target
+from .large_files import PART_BYTES
 from .local_files import list_local_files
 from .mend import mend
 from .model_card import chosen_licence, write_card
@@ -22,6 +24,7 @@ from .shards import read_shards
 from .source import Source, find_source
 from .staging import Form, stage
 from .upload import Published, upload
+from .upload_options import UploadOptions, check_options
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,12 @@ def publish(
         CheckpointError: the base of an adapter is damaged.
         OSError: the disk is full, or a file cannot be read.
     """
+    check_options(UploadOptions(**_upload_settings(options), part_bytes=PART_BYTES), repo_id)
     source = find_source(folder, options.base)
     console = console or Console()
+    if not dry_run:
+        # A token that is not there is told of before hours of reading.
+        open_target(repo_id)
     with tempfile.TemporaryDirectory(prefix="seeklet-publish-") as place:
         staging = Path(place, repo_id.rpartition("/")[2] or "model")
         staging.mkdir()
@@ -100,7 +107,9 @@ def publish(
         outcome.sizes = {name: (staging / name).stat().st_size for name in outcome.report.files}
         show(outcome)
         if not dry_run and outcome.report.is_fit:
-            outcome.published = _send(staging, repo_id, outcome.report.files, options, console)
+            outcome.published = upload(
+                staging, repo_id, outcome.report.files, **_upload_settings(options), console=console
+            )
     return outcome
 
 
@@ -121,20 +130,9 @@ def _stage(source: Source, staging: Path, options: PublishOptions, console: Cons
         ) from None
 
 
-def _send(staging: Path, repo_id: str, files: list[str], options: PublishOptions, console: Console) -> Published:
-    return upload(
-        staging,
-        repo_id,
-        files,
-        public=options.public,
-        gated=options.gated,
-        revision=options.revision,
-        create_pr=options.create_pr,
-        tag=options.tag,
-        parent_commit=options.parent_commit,
-        message=options.message,
-        console=console,
-    )
+def _upload_settings(options: PublishOptions) -> dict[str, Any]:
+    names = ("public", "gated", "revision", "create_pr", "tag", "parent_commit", "message")
+    return {name: getattr(options, name) for name in names}
 
 
 def _prepare(staging: Path, source: Source, repo_id: str, options: PublishOptions, console: Console) -> Outcome:
