@@ -30,6 +30,9 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # mma.sync; wgmma of 16-bit and of 8-bit floats; tcgen05.mma. One UTC instruction stands for a whole tile.
 TENSOR_CORES = re.compile(r"\b(HMMA|IMMA|QMMA|HGMMA|QGMMA|IGMMA|UTC[HQO]MMA)\b")
+# Changes to memory in the order in which programs come: sums of floats, also as loops of compare-and-swap. Sums of
+# integers are the same in any order.
+FLOAT_ATOMICS = re.compile(r"\b(?:atom|red)\.[\w.:]*\b(?:cas|exch|b?f16|b?f16x2|f32|f64)\b")
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 MORE_REGISTERS = 1.1
 
@@ -43,6 +46,7 @@ class Compiled(NamedTuple):
         spills: instructions that read or write memory local to a thread.
         shared: bytes of a block.
         tensor_cores: matrix instructions.
+        float_atomics: instructions whose result depends on which program comes first.
     """
 
     registers: int
@@ -50,6 +54,7 @@ class Compiled(NamedTuple):
     spills: int
     shared: int
     tensor_cores: int
+    float_atomics: int = 0
 
 
 def operators_with_kernels() -> list[str]:
@@ -107,6 +112,7 @@ def compile_kernel(configuration: Configuration, capability: int) -> Compiled:
         spills=len(LOCAL_MEMORY.findall(code)),
         shared=kernel.metadata.shared,
         tensor_cores=len(TENSOR_CORES.findall(code)),
+        float_atomics=len(FLOAT_ATOMICS.findall(kernel.asm["ptx"])),
     )
 
 
@@ -119,6 +125,8 @@ def failed_gates(configuration: Configuration, capability: int, compiled: Compil
         failed.append(f"takes {compiled.shared} bytes of shared memory; there are {SHARED_LIMIT[capability]}")
     if configuration.tensor_cores and not compiled.tensor_cores:
         failed.append("has no matrix instructions")
+    if compiled.float_atomics:
+        failed.append(f"adds up floats in the order they come: {compiled.float_atomics} atomic instructions")
     return failed
 
 

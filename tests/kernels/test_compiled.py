@@ -63,9 +63,25 @@ def test_getting_worse_is_told(worse: dict[str, int], says: str) -> None:
         ({"spills": 1}, "spills"),
         ({"shared": 163 * 1024 + 1}, "shared"),
         ({"tensor_cores": 0}, "matrix"),
+        ({"float_atomics": 1}, "order they come"),
     ],
 )
 def test_each_gate_closes(bad: dict[str, int], says: str) -> None:
     configuration = Configuration("any", None, {}, {}, tensor_cores=True)
     [line] = ahead_of_time.failed_gates(configuration, 80, GOOD._replace(**bad))
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("ptx", "found"),
+    [
+        ("@%p1 atom.global.gpu.acq_rel.add.f32 %r4, [ %rd4 + 0 ], %r5;", 1),
+        ("@%p1 atom.global.gpu.acq_rel.add.noftz.bf16 %rs1, [ %rd2 + 0 ], %rs2;", 1),
+        ("atom.relaxed.gpu.global.cas.b32 %r3, [%rd2], %r19, %r16;", 1),
+        ("red.global.add.f32 [%rd2], %f1;", 1),
+        ("@%p1 atom.global.gpu.relaxed.add.u32 %r3, [ %rd3 + 0 ], %r4;", 0),
+    ],
+)
+def test_atomics_whose_order_matters_are_found(ptx: str, found: int) -> None:
+    """Lines as triton writes them for sm_80 and sm_90."""
+    assert len(ahead_of_time.FLOAT_ATOMICS.findall(ptx)) == found
