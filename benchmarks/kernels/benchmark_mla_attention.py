@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from benchmarks.kernels.case import MODELS, Case, forward_and_backward
 from seeklet.modeling.kernels.mla_attention.library import attend
-from seeklet.modeling.kernels.mla_attention.op import joined, mla_attention
+from seeklet.modeling.kernels.mla_attention.op import mla_attention
+from seeklet.modeling.kernels.mla_attention.parts import joined
 
 BYTES = (
     "S tokens, H heads, D = N + R key and V value columns, bf16: forward 2S(H(D + N + V) + R + HV) + 4SH (queries, "

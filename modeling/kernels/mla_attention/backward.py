@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import LOG2_E, keys_seen, load_rows, scores_of, store_rows
+from .tiles import LOG2_E, gradient_of_scores, keys_seen, load_rows, queries_seeing, scores_of, store_rows
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def backward_query_kernel(
     k_nope_ptr += b * k_nope_b + h * k_nope_h
     k_rope_ptr += b * k_rope_b
     value_ptr += b * value_b + h * value_h
-    mask_ptr += b * mask_b + h * mask_h
+    mask = (mask_ptr + b * mask_b + h * mask_h, mask_s, mask_t)
     first, end = keys_seen(first_ptr + b * num_queries, end_ptr + b * num_queries, query, num_queries, num_keys, RANGES)
     at = (b * num_queries * HEADS + h) * VALUE
     grad = load_rows(grad_ptr + at, query, num_queries, HEADS * VALUE, VALUE, BLOCK_VALUE)
@@ -82,24 +82,10 @@ def backward_query_kernel(
         k_nope = load_rows(k_nope_ptr, key, num_keys, k_nope_t, NOPE, BLOCK_NOPE)
         k_rope = load_rows(k_rope_ptr, key, num_keys, k_rope_t, ROPE, BLOCK_ROPE)
         value = load_rows(value_ptr, key, num_keys, value_t, VALUE, BLOCK_VALUE)
-        scores = scores_of(
-            q_nope,
-            q_rope,
-            k_nope,
-            k_rope,
-            query,
-            key,
-            first,
-            end,
-            mask_ptr,
-            mask_s,
-            mask_t,
-            scaling * LOG2_E,
-            MASK,
-        )
+        q, k = (q_nope, q_rope), (k_nope, k_rope)
+        scores = scores_of(q, k, query, key, (first, end), mask, scaling * LOG2_E, MASK)
         p = tl.exp2(scores - lse[:, None])
-        grad_p = tl.dot(grad, tl.trans(value), input_precision="ieee")
-        grad_scores = (p * (grad_p - delta[:, None])).to(k_nope.dtype)
+        grad_scores = gradient_of_scores(p, grad, value, delta).to(k_nope.dtype)
         grad_q_nope = tl.dot(grad_scores, k_nope, grad_q_nope, input_precision="ieee")
         grad_q_rope = tl.dot(grad_scores, k_rope, grad_q_rope, input_precision="ieee")
     at = b * num_queries * HEADS + h
@@ -148,6 +134,8 @@ def backward_key_kernel(
     mask_t,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    NOPE_STEP: tl.constexpr,
+    VALUE_STEP: tl.constexpr,
     NOPE: tl.constexpr,
     ROPE: tl.constexpr,
     VALUE: tl.constexpr,
@@ -162,21 +150,12 @@ def backward_key_kernel(
     """Write the gradients of BLOCK_T keys and values of GROUP heads, and these heads' share of the rope key's."""
     b = tl.program_id(2).to(tl.int64)
     key = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    last_key = tl.program_id(0) * BLOCK_T + BLOCK_T
     first_ptr += b * num_queries
     end_ptr += b * num_queries
-    from_query, to_query = tl.maximum(tl.program_id(0) * BLOCK_T + num_queries - num_keys, 0), num_queries
-    if RANGES:
-        lowest = tl.full((1024,), 2147483647, tl.int32)
-        highest = tl.zeros((1024,), tl.int32)
-        for start in range(0, num_queries, 1024):
-            query = start + tl.arange(0, 1024)
-            first, end = keys_seen(first_ptr, end_ptr, query, num_queries, num_keys, RANGES)
-            sees = (first < last_key) & (end > tl.program_id(0) * BLOCK_T)
-            lowest = tl.where(sees, tl.minimum(lowest, query), lowest)
-            highest = tl.where(sees, tl.maximum(highest, query + 1), highest)
-        to_query = tl.max(highest, axis=0)
-        from_query = tl.minimum(tl.min(lowest, axis=0), to_query)
+    from_key = tl.program_id(0) * BLOCK_T
+    from_query, to_query = queries_seeing(
+        first_ptr, end_ptr, from_key, from_key + BLOCK_T, num_queries, num_keys, RANGES
+    )
     k_rope = load_rows(k_rope_ptr + b * k_rope_b, key, num_keys, k_rope_t, ROPE, BLOCK_ROPE)
     grad_k_rope = tl.zeros((BLOCK_T, BLOCK_ROPE), tl.float32)
     for member in range(GROUP):
@@ -197,29 +176,17 @@ def backward_key_kernel(
             grad = load_rows(at, query, num_queries, HEADS * VALUE, VALUE, BLOCK_VALUE)
             lse = tl.load(lse_ptr + line_ptr + query, mask=query < num_queries, other=float("inf"))
             delta = tl.load(delta_ptr + line_ptr + query, mask=query < num_queries, other=0.0)
-            scores = scores_of(
-                q_nope,
-                q_rope,
-                k_nope,
-                k_rope,
-                query,
-                key,
-                first,
-                end,
-                mask_ptr + b * mask_b + h * mask_h,
-                mask_s,
-                mask_t,
-                scaling * LOG2_E,
-                MASK,
-            )
+            mask = (mask_ptr + b * mask_b + h * mask_h, mask_s, mask_t)
+            q, k = (q_nope, q_rope), (k_nope, k_rope)
+            scores = scores_of(q, k, query, key, (first, end), mask, scaling * LOG2_E, MASK)
             p = tl.exp2(scores - lse[:, None])
             grad_value = tl.dot(tl.trans(p.to(grad.dtype)), grad, grad_value, input_precision="ieee")
-            grad_p = tl.dot(grad, tl.trans(value), input_precision="ieee")
-            grad_scores = tl.trans((p * (grad_p - delta[:, None])).to(q_nope.dtype))
+            grad_scores = tl.trans(gradient_of_scores(p, grad, value, delta).to(q_nope.dtype))
             grad_k_nope = tl.dot(grad_scores, q_nope, grad_k_nope, input_precision="ieee")
             grad_k_rope = tl.dot(grad_scores, q_rope, grad_k_rope, input_precision="ieee")
         at = b * num_keys * HEADS + h
-        store_rows(grad_k_nope_ptr + at * NOPE, key, num_keys, HEADS * NOPE, grad_k_nope * scaling, NOPE, BLOCK_NOPE)
-        store_rows(grad_value_ptr + at * VALUE, key, num_keys, HEADS * VALUE, grad_value, VALUE, BLOCK_VALUE)
+        to = grad_k_nope_ptr + at * NOPE_STEP
+        store_rows(to, key, num_keys, HEADS * NOPE_STEP, grad_k_nope * scaling, NOPE, BLOCK_NOPE)
+        store_rows(grad_value_ptr + at * VALUE_STEP, key, num_keys, HEADS * VALUE_STEP, grad_value, VALUE, BLOCK_VALUE)
     at = (b * (HEADS // GROUP) + tl.program_id(1)) * num_keys * ROPE
     store_rows(grad_k_rope_ptr + at, key, num_keys, ROPE, grad_k_rope * scaling, ROPE, BLOCK_ROPE)

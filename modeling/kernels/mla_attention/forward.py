@@ -63,7 +63,7 @@ def forward_kernel(
     k_nope_ptr += b * k_nope_b + h * k_nope_h
     k_rope_ptr += b * k_rope_b
     value_ptr += b * value_b + h * value_h
-    mask_ptr += b * mask_b + h * mask_h
+    mask = (mask_ptr + b * mask_b + h * mask_h, mask_s, mask_t)
     first, end = keys_seen(first_ptr + b * num_queries, end_ptr + b * num_queries, query, num_queries, num_keys, RANGES)
     largest = tl.full((BLOCK_S,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_S,), tl.float32)
@@ -73,21 +73,8 @@ def forward_kernel(
         k_nope = load_rows(k_nope_ptr, key, num_keys, k_nope_t, NOPE, BLOCK_NOPE)
         k_rope = load_rows(k_rope_ptr, key, num_keys, k_rope_t, ROPE, BLOCK_ROPE)
         value = load_rows(value_ptr, key, num_keys, value_t, VALUE, BLOCK_VALUE)
-        scores = scores_of(
-            q_nope,
-            q_rope,
-            k_nope,
-            k_rope,
-            query,
-            key,
-            first,
-            end,
-            mask_ptr,
-            mask_s,
-            mask_t,
-            scaling * LOG2_E,
-            MASK,
-        )
+        q, k = (q_nope, q_rope), (k_nope, k_rope)
+        scores = scores_of(q, k, query, key, (first, end), mask, scaling * LOG2_E, MASK)
         before = largest
         largest = tl.maximum(largest, tl.max(scores, axis=1))
         # Where nothing was seen yet, -inf - -inf is NaN.

@@ -6,7 +6,7 @@ there is one; blocks outside of the ranges of all their queries are not touched.
 
 # B batch, H heads, S queries, T keys, N nope, R rope, V value
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -14,6 +14,7 @@ import triton
 from ..launch import Configuration, capability, device_of, num_multiprocessors
 from .backward import backward_key_kernel, backward_query_kernel
 from .forward import forward_kernel
+from .parts import Inputs, by_token
 
 MAX_WIDTH = 128
 # Enough programs to a multiprocessor that the last ones to finish weigh little.
@@ -24,52 +25,11 @@ SM_90 = {"forward": (128, 64, 8, 3), "query": (128, 64, 8, 2), "key": (32, 64, 8
 FP32 = {"forward": (32, 16, 8, 1), "query": (32, 16, 8, 1), "key": (16, 32, 8, 1)}
 
 
-class Inputs(NamedTuple):
-    """What forward and backward read: last dimensions dense, nothing expanded or joined.
-
-    Attributes:
-        q_nope: (B, H, S, N).
-        q_rope: (B, H, S, R).
-        k_nope: (B, H, T, N).
-        k_rope: (B, T, R), of all heads.
-        value: (B, H, T, V).
-        mask: None or bool, broadcastable to (B, H, S, T); True: may attend.
-        first_keys: None or (B, S), the first key that each query sees; causal from there on.
-        scaling: of the scores.
-    """
-
-    q_nope: torch.Tensor
-    q_rope: torch.Tensor
-    k_nope: torch.Tensor
-    k_rope: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    first_keys: torch.Tensor | None
-    scaling: float
-
-
-class Gradients(NamedTuple):
-    """To the inputs of the same names."""
-
-    q_nope: torch.Tensor
-    q_rope: torch.Tensor
-    k_nope: torch.Tensor
-    k_rope: torch.Tensor
-    value: torch.Tensor
-
-
-def takes(
-    q_nope: torch.Tensor,
-    q_rope: torch.Tensor,
-    k_nope: torch.Tensor,
-    k_rope: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> bool:
+def takes(inputs: Inputs) -> bool:
     """Return whether the kernels take these dtypes, sizes and this kind of mask; nothing is taken that is empty."""
-    tensors = (q_nope, q_rope, k_nope, k_rope, value)
-    half = q_nope.dtype in (torch.bfloat16, torch.float16, torch.float32)
-    same = half and all(x.dtype == q_nope.dtype and x.numel() and x.shape[-1] <= MAX_WIDTH for x in tensors)
+    dtype, mask = inputs.q_nope.dtype, inputs.mask
+    known = dtype in (torch.bfloat16, torch.float16, torch.float32)
+    same = known and all(x.dtype == dtype and x.numel() and x.shape[-1] <= MAX_WIDTH for x in inputs[:5])
     return same and (mask is None or mask.dtype == torch.bool)
 
 
@@ -85,11 +45,6 @@ def _widths(nope: int, rope: int, value: int) -> dict[str, int]:
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _by_token(tensor: torch.Tensor, heads: int, tokens: int, width: int) -> torch.Tensor:
-    """Return an empty (B, H, tokens, width), heads beside each other in memory as projections have them."""
-    return tensor.new_empty(tensor.shape[0], tokens, heads, width).transpose(1, 2)
 
 
 def _causal_ends(inputs: Inputs) -> torch.Tensor:
@@ -143,7 +98,7 @@ def forward(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """
     tensors, numbers, constants = _arguments(inputs)
     B, heads, queries, _ = inputs.q_nope.shape
-    output = _by_token(inputs.value, heads, queries, inputs.value.shape[-1])
+    output = by_token(inputs.value, heads, queries, inputs.value.shape[-1])
     lse = torch.empty((B, heads, queries), dtype=torch.float32, device=output.device)
     tiling = _tiling("forward", output.dtype, capability(output))
     with device_of(output):
@@ -162,40 +117,48 @@ def heads_in_a_group(heads: int, programs: int, multiprocessors: int) -> int:
     return group
 
 
-def backward(grad: torch.Tensor, output: torch.Tensor, lse: torch.Tensor, inputs: Inputs) -> Gradients:
-    """Return the gradients to the five tensors; those of each head lie beside each other in memory, token by token."""
+def backward(
+    grad: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    inputs: Inputs,
+    grad_k_nope: torch.Tensor,
+    grad_value: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients to q_nope, q_rope and k_rope; those to k_nope and value are written to the tensors given."""
     tensors, numbers, constants = _arguments(inputs)
-    (B, heads, queries, nope), keys = inputs.q_nope.shape, inputs.k_nope.shape[2]
-    rope, width = inputs.q_rope.shape[-1], inputs.value.shape[-1]
+    (B, heads, queries, nope), keys, rope = inputs.q_nope.shape, inputs.k_nope.shape[2], inputs.q_rope.shape[-1]
     grad = grad.transpose(1, 2).contiguous()
     output = output.transpose(1, 2).contiguous()
-    grad_q_nope, grad_q_rope = (_by_token(output, heads, queries, size) for size in (nope, rope))
-    grad_k_nope, grad_value = (_by_token(output, heads, keys, size) for size in (nope, width))
+    grad_q_nope, grad_q_rope = (by_token(output, heads, queries, size) for size in (nope, rope))
     delta = torch.empty_like(lse)
     by_query, by_key = (_tiling(kernel, output.dtype, capability(output)) for kernel in ("query", "key"))
     key_blocks = triton.cdiv(keys, by_key["BLOCK_T"])
     group = heads_in_a_group(heads, B * heads * key_blocks, num_multiprocessors(output))
     shares = torch.empty((B, heads // group, keys, rope), dtype=torch.float32, device=output.device)
+    by_key |= {"GROUP": group, "NOPE_STEP": grad_k_nope.stride(1), "VALUE_STEP": grad_value.stride(1)}
     with device_of(output):
         grid = (triton.cdiv(queries, by_query["BLOCK_S"]), B * heads)
         backward_query_kernel[grid](
             *tensors, output, lse, grad, delta, grad_q_nope, grad_q_rope, *numbers, **constants, **by_query
         )
         backward_key_kernel[(key_blocks, heads // group, B)](
-            *tensors, lse, grad, delta, grad_k_nope, shares, grad_value, *numbers, GROUP=group, **constants, **by_key
+            *tensors, lse, grad, delta, grad_k_nope, shares, grad_value, *numbers, **constants, **by_key
         )
-    return Gradients(grad_q_nope, grad_q_rope, grad_k_nope, shares.sum(1).to(output.dtype), grad_value)
+    return grad_q_nope, grad_q_rope, shares.sum(1).to(output.dtype)
 
 
 TYPES = {"mask_ptr": "*u8", "first_ptr": "*i32", "end_ptr": "*i32", "scaling": "fp32"}
 TYPES |= dict.fromkeys(["lse_ptr", "delta_ptr", "grad_k_rope_ptr"], "*fp32")
 
 
-def _configuration(name: str, function: Any, kernel: str, heads: int, group: int, ranges: bool, chip: int) -> Any:
+def _configuration(
+    name: str, function: Any, kernel: str, heads: int, group: int, ranges: bool, step: int, chip: int
+) -> Configuration:
     tiling = _tiling(kernel, torch.bfloat16, chip)
     warps, stages = tiling.pop("num_warps"), tiling.pop("num_stages")
     constants = {"HEADS": heads, **_widths(128, 64, 128), **tiling, "RANGES": ranges, "MASK": False}
-    constants |= {"GROUP": group} if kernel == "key" else {}
+    constants |= {"GROUP": group, "NOPE_STEP": step, "VALUE_STEP": step} if kernel == "key" else {}
     names = [name for name in function.arg_names if name not in constants]
     signature = {name: TYPES.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in names}
     strides = [name for name in names if name[-2:] in ("_b", "_h", "_s", "_t") and not name.startswith("mask")]
@@ -204,12 +167,20 @@ def _configuration(name: str, function: Any, kernel: str, heads: int, group: int
 
 
 def configurations() -> list[Configuration]:
-    """Return the kernels at 128 heads (DeepSeek-V3) and 16 (Moonlight), causal and packed, in bf16."""
+    """Return the kernels at 128 heads (DeepSeek-V3) and 16 (Moonlight), causal and packed, in bf16.
+
+    With the gradients of keys and values beside each other, as from the latent, at 128 heads.
+    """
     functions = {"forward": forward_kernel, "query": backward_query_kernel, "key": backward_key_kernel}
     shapes = (("v3", 128, 16, False), ("v3_packed", 128, 16, True), ("moonlight", 16, 2, False))
-    return [
-        _configuration(f"{kernel}_bf16_{name}_sm{chip}", function, kernel, heads, group, ranges, chip)
+    found = [
+        _configuration(f"{kernel}_bf16_{name}_sm{chip}", function, kernel, heads, group, ranges, 128, chip)
         for name, heads, group, ranges in shapes
         for kernel, function in functions.items()
         for chip in (80, 90)
     ]
+    found += [
+        _configuration(f"key_bf16_v3_from_latent_sm{chip}", backward_key_kernel, "key", 128, 16, False, 256, chip)
+        for chip in (80, 90)
+    ]
+    return found

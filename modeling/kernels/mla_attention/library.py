@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..launch import capability, runs_triton
-from .op import joined, mla_attention
+from .op import mla_attention
+from .parts import joined
 
 # Best first: module, and the compute capabilities it is written for.
 FLASH_ATTENTION = {"flash_attn.cute": (90, 100), "flash_attn_interface": (90,)}

@@ -5,34 +5,7 @@
 import torch
 
 from .._ops import add_op_namespace_prefix, refuse_second_derivative
-from ..launch import runs_triton
-from . import reference
-
-
-def joined(
-    q_nope: torch.Tensor, q_rope: torch.Tensor, k_nope: torch.Tensor, k_rope: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return query and key (B, H, S or T, N + R), the rope key of all heads in each of them."""
-    expanded = k_rope.unsqueeze(1).expand(-1, k_nope.shape[1], -1, -1)
-    return torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, expanded), dim=-1)
-
-
-def _whole_mask(
-    mask: torch.Tensor | None, first_keys: torch.Tensor | None, num_queries: int, num_keys: int
-) -> torch.Tensor | None:
-    """Return what the reference takes for both: None, or a mask of four dimensions."""
-    if first_keys is not None:
-        keys = torch.arange(num_keys, device=first_keys.device)
-        causal = keys <= torch.arange(num_keys - num_queries, num_keys, device=first_keys.device)[:, None]
-        seen = causal & (keys >= first_keys[:, None, :, None])
-        if mask is not None:
-            mask = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
-        else:
-            mask = seen
-    if mask is None:
-        return None
-    mask = mask.expand(*mask.shape[:-2], num_queries, num_keys)
-    return mask[(None,) * (4 - mask.dim())]
+from .parts import Inputs, attend, attend_backward, by_token
 
 
 @torch.library.custom_op(add_op_namespace_prefix("mla_attention_forward"), mutates_args=())
@@ -46,26 +19,13 @@ def _forward(
     first_keys: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if runs_triton(q_nope):
-        from . import kernel
-
-        if kernel.takes(q_nope, q_rope, k_nope, k_rope, value, mask):
-            return kernel.forward(kernel.Inputs(q_nope, q_rope, k_nope, k_rope, value, mask, first_keys, scaling))
-    query, key = joined(q_nope, q_rope, k_nope, k_rope)
-    mask = _whole_mask(mask, first_keys, query.shape[2], key.shape[2])
-    # The reference makes its weights again from the scores alone.
-    lse = q_nope.new_zeros(q_nope.shape[:3], dtype=torch.float32)
-    return reference.mla_attention_forward(query, key, value, mask, scaling), lse
-
-
-def _by_token(tensor, heads: int, tokens: int, width: int):
-    return tensor.new_empty(tensor.shape[0], tokens, heads, width).transpose(1, 2)
+    return attend(Inputs(q_nope, q_rope, k_nope, k_rope, value, mask, first_keys, scaling))
 
 
 @_forward.register_fake
 def _(q_nope, q_rope, k_nope, k_rope, value, mask, first_keys, scaling):
     heads, queries = q_nope.shape[1:3]
-    return _by_token(value, heads, queries, value.shape[-1]), q_nope.new_empty(q_nope.shape[:3], dtype=torch.float32)
+    return by_token(value, heads, queries, value.shape[-1]), q_nope.new_empty(q_nope.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("mla_attention_backward"), mutates_args=())
@@ -82,33 +42,22 @@ def _backward(
     first_keys: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    if runs_triton(q_nope):
-        from . import kernel
-
-        if kernel.takes(q_nope, q_rope, k_nope, k_rope, value, mask):
-            inputs = kernel.Inputs(q_nope, q_rope, k_nope, k_rope, value, mask, first_keys, scaling)
-            return kernel.backward(grad, output, lse, inputs)
-    query, key = joined(q_nope, q_rope, k_nope, k_rope)
-    mask = _whole_mask(mask, first_keys, query.shape[2], key.shape[2])
-    grad_query, grad_key, grad_value = reference.mla_attention_backward(grad, query, key, value, mask, output, scaling)
-    nope = q_nope.shape[-1]
-    wide = torch.promote_types(grad_key.dtype, torch.float32)
-    grad_k_rope = grad_key[..., nope:].sum(1, dtype=wide).to(grad_key.dtype)
-    # Operators return no views of one tensor.
-    parts = (grad_query[..., :nope], grad_query[..., nope:], grad_key[..., :nope])
-    a, b, c, d = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in (*parts, grad_value))
-    return a, b, c, grad_k_rope, d
+    inputs = Inputs(q_nope, q_rope, k_nope, k_rope, value, mask, first_keys, scaling)
+    (heads, keys, nope), width = k_nope.shape[1:], value.shape[-1]
+    grad_k_nope, grad_value = by_token(k_nope, heads, keys, nope), by_token(value, heads, keys, width)
+    grad_q_nope, grad_q_rope, grad_k_rope = attend_backward(grad, output, lse, inputs, grad_k_nope, grad_value)
+    return grad_q_nope, grad_q_rope, grad_k_nope, grad_k_rope, grad_value
 
 
 @_backward.register_fake
 def _(grad, output, lse, q_nope, q_rope, k_nope, k_rope, value, mask, first_keys, scaling):
     heads, queries, keys = q_nope.shape[1], q_nope.shape[2], k_nope.shape[2]
     return (
-        _by_token(q_nope, heads, queries, q_nope.shape[-1]),
-        _by_token(q_nope, heads, queries, q_rope.shape[-1]),
-        _by_token(q_nope, heads, keys, k_nope.shape[-1]),
+        by_token(q_nope, heads, queries, q_nope.shape[-1]),
+        by_token(q_nope, heads, queries, q_rope.shape[-1]),
+        by_token(q_nope, heads, keys, k_nope.shape[-1]),
         k_rope.new_empty(k_rope.shape),
-        _by_token(q_nope, heads, keys, value.shape[-1]),
+        by_token(q_nope, heads, keys, value.shape[-1]),
     )
 
 
