@@ -7,36 +7,48 @@ import triton.language as tl
 
 
 @triton.jit
+def _place(num_rows, turns, BLOCK_T: tl.constexpr, GROUP: tl.constexpr):
+    """Return the rows of this program, and which of the `turns`, splits or tiles of the vocabulary, it takes.
+
+    GROUP blocks of rows go through all turns side by side, and then the next.
+    """
+    num_blocks = tl.cdiv(num_rows, BLOCK_T)
+    group = tl.program_id(0) // (GROUP * turns)
+    blocks_here = tl.minimum(num_blocks - group * GROUP, GROUP)
+    place = tl.program_id(0) % (GROUP * turns)
+    row = (group * GROUP + place % blocks_here) * BLOCK_T + tl.arange(0, BLOCK_T)
+    return row, place // blocks_here
+
+
+@triton.jit
 def _logits(
-    hidden_ptr,
-    weight_ptr,
+    hidden,
+    weight,
     row,
     column,
-    num_rows,
-    num_columns,
-    stride_hidden,
-    stride_weight,
     WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Return a tile of logits in fp32; rows and columns past the end repeat the last one."""
+    """Return a tile of logits in fp32; rows and columns past the end repeat the last one.
+
+    `hidden` and `weight` are each an address, a number of rows and the distance of two.
+    """
     inner = tl.arange(0, BLOCK_H)
-    hidden_row = tl.minimum(row, num_rows - 1).to(tl.int64)
-    weight_row = tl.minimum(column, num_columns - 1).to(tl.int64)
-    hidden_ptrs = hidden_ptr + hidden_row[:, None] * stride_hidden + inner[None, :]
-    weight_ptrs = weight_ptr + weight_row[None, :] * stride_weight + inner[:, None]
+    hidden_row = tl.minimum(row, hidden[1] - 1).to(tl.int64)
+    weight_row = tl.minimum(column, weight[1] - 1).to(tl.int64)
+    hidden_ptrs = hidden[0] + hidden_row[:, None] * hidden[2] + inner[None, :]
+    weight_ptrs = weight[0] + weight_row[None, :] * weight[2] + inner[:, None]
     logits = tl.zeros((BLOCK_T, BLOCK_V), tl.float32)
     for start in range(0, WIDTH, BLOCK_H):
         if WIDTH % BLOCK_H == 0:
-            hidden = tl.load(hidden_ptrs)
-            weight = tl.load(weight_ptrs)
+            left, right = tl.load(hidden_ptrs), tl.load(weight_ptrs)
         else:
-            hidden = tl.load(hidden_ptrs, mask=inner[None, :] < WIDTH - start, other=0.0)
-            weight = tl.load(weight_ptrs, mask=inner[:, None] < WIDTH - start, other=0.0)
+            left = tl.load(hidden_ptrs, mask=inner[None, :] < WIDTH - start, other=0.0)
+            right = tl.load(weight_ptrs, mask=inner[:, None] < WIDTH - start, other=0.0)
         # fp32 inputs are multiplied as PyTorch does by default, without tf32.
-        logits = tl.dot(hidden, weight, logits, input_precision="ieee")
+        logits = tl.dot(left, right, logits, input_precision="ieee")
         hidden_ptrs += BLOCK_H
         weight_ptrs += BLOCK_H
     return logits
@@ -69,12 +81,8 @@ def forward_kernel(
 
     m = max z, sum exp(z - m), the target's z or 0, and sum exp(z - m) (z - m).
     """
-    num_blocks = tl.cdiv(num_rows, BLOCK_T)
-    group = tl.program_id(0) // (GROUP * num_splits)
-    blocks_here = tl.minimum(num_blocks - group * GROUP, GROUP)
-    place = tl.program_id(0) % (GROUP * num_splits)
-    split = place // blocks_here
-    row = (group * GROUP + place % blocks_here) * BLOCK_T + tl.arange(0, BLOCK_T)
+    hidden, weight = (hidden_ptr, num_rows, stride_hidden), (weight_ptr, num_columns, stride_weight)
+    row, split = _place(num_rows, num_splits, BLOCK_T, GROUP)
     target = tl.load(targets_ptr + row, mask=row < num_rows, other=-1)
 
     largest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
@@ -85,20 +93,7 @@ def forward_kernel(
     last = tl.minimum(first + blocks_per_split, tl.cdiv(num_columns, BLOCK_V))
     for block in range(first, last):
         column = block * BLOCK_V + tl.arange(0, BLOCK_V)
-        z = _logits(
-            hidden_ptr,
-            weight_ptr,
-            row,
-            column,
-            num_rows,
-            num_columns,
-            stride_hidden,
-            stride_weight,
-            WIDTH,
-            BLOCK_T,
-            BLOCK_V,
-            BLOCK_H,
-        )
+        z = _logits(hidden, weight, row, column, WIDTH, BLOCK_T, BLOCK_V, BLOCK_H)
         z = tl.where((column < num_columns)[None, :], z * inverse_temperature, float("-inf"))
         at_target += tl.sum(tl.where(column[None, :] == target[:, None], z, 0.0), axis=1)
         before = largest
@@ -144,28 +139,11 @@ def backward_kernel(
     ENTROPY: tl.constexpr,
 ):
     """Write a tile of the gradient to the logits of columns part_start to part_start + part_columns."""
-    num_blocks = tl.cdiv(num_rows, BLOCK_T)
-    num_tiles = tl.cdiv(part_columns, BLOCK_V)
-    group = tl.program_id(0) // (GROUP * num_tiles)
-    blocks_here = tl.minimum(num_blocks - group * GROUP, GROUP)
-    place = tl.program_id(0) % (GROUP * num_tiles)
-    row = (group * GROUP + place % blocks_here) * BLOCK_T + tl.arange(0, BLOCK_T)
-    within = place // blocks_here * BLOCK_V + tl.arange(0, BLOCK_V)
+    hidden, weight = (hidden_ptr, num_rows, stride_hidden), (weight_ptr, num_columns, stride_weight)
+    row, tile = _place(num_rows, tl.cdiv(part_columns, BLOCK_V), BLOCK_T, GROUP)
+    within = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     column = part_start + within
-    z = _logits(
-        hidden_ptr,
-        weight_ptr,
-        row,
-        column,
-        num_rows,
-        num_columns,
-        stride_hidden,
-        stride_weight,
-        WIDTH,
-        BLOCK_T,
-        BLOCK_V,
-        BLOCK_H,
-    )
+    z = _logits(hidden, weight, row, column, WIDTH, BLOCK_T, BLOCK_V, BLOCK_H)
     real = row < num_rows
     target = tl.load(targets_ptr + row, mask=real, other=-1)
     normalizer = tl.load(normalizer_ptr + row, mask=real, other=0.0)
