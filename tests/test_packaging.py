@@ -24,6 +24,7 @@ PROJECT = PYPROJECT["project"]
 OF_TORCH = {"torch", "triton"}
 # Every package in these is distributed; recipes/ is data, tests/ and benchmarks/ stay in the repository.
 PACKAGE_ROOTS = ("modeling", "finetune")
+DATA_ENDS = ("gotmpl", "jinja", "yaml")
 
 
 def read_constraints() -> dict[str, str]:
@@ -79,7 +80,7 @@ def test_wheel_holds_every_package_file(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     assert wheel.name == f"seeklet-{seeklet.__version__}-py3-none-any.whl"
 
-    data = [path for root in PACKAGE_ROOTS for end in ("jinja", "yaml") for path in (ROOT / root).rglob(f"*.{end}")]
+    data = [path for root in PACKAGE_ROOTS for end in DATA_ENDS for path in (ROOT / root).rglob(f"*.{end}")]
     wanted = {f"seeklet/{file}" for file in list_package_files()} | {"seeklet/py.typed"}
     wanted |= {f"seeklet/{path.relative_to(ROOT).as_posix()}" for path in data}
     with zipfile.ZipFile(wheel) as archive:

@@ -77,4 +77,7 @@ def _download(place: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(fetch_converter().script)
+    try:
+        print(fetch_converter().script)
+    except ExportError as problem:
+        sys.exit(str(problem))
