@@ -211,8 +211,9 @@ def test_the_best_library_installed_is_called(monkeypatch: pytest.MonkeyPatch) -
     calls: list[str] = []
     q_nope, q_rope, k_nope, k_rope, value = inputs = [x.bfloat16() for x in draw(V=10)]
     expected = theirs(inputs)
+    monkeypatch.setattr(library, "HEAD_SIZES", (18, 10))
     with interpreted() as launched:
-        assert library.best_library(q_nope, None, None) == "ours"
+        assert library.best_library(inputs, value, None, None) == "ours"
         for module, returns_lse in (("flash_attn_interface", False), ("flash_attn.cute", True)):
             monkeypatch.setitem(sys.modules, module, stand_in(calls, module, returns_lse))
             output = library.attend(q_nope, q_rope, k_nope, k_rope, value, None, SCALING)
@@ -221,10 +222,23 @@ def test_the_best_library_installed_is_called(monkeypatch: pytest.MonkeyPatch) -
         library.attend(q_nope, q_rope, k_nope, k_rope, value, None, SCALING, library="ours")
         library.attend(q_nope, q_rope, k_nope, k_rope, value, None, SCALING, PACKED)
         assert len(calls) == 2 and launched.total() == 2
-        assert library.best_library(q_nope.float(), None, None) == "ours"
-        monkeypatch.setattr(library, "capability", lambda _: 100)
-        del sys.modules["flash_attn.cute"]
-        assert library.best_library(q_nope, None, None) == "ours"
+
+
+@pytest.mark.parametrize(
+    ("present", "capability", "sizes", "dtype", "chosen"),
+    [
+        (["flash_attn_interface", "flash_attn.cute"], 90, (192, 128), torch.bfloat16, "flash_attn.cute"),
+        (["flash_attn_interface"], 90, (192, 128), torch.float16, "flash_attn_interface"),
+        (["flash_attn_interface"], 100, (192, 128), torch.bfloat16, "ours"),
+        (["flash_attn_interface", "flash_attn.cute"], 100, (192, 128), torch.bfloat16, "flash_attn.cute"),
+        (["flash_attn_interface", "flash_attn.cute"], 80, (192, 128), torch.bfloat16, "ours"),
+        (["flash_attn_interface", "flash_attn.cute"], 90, (32, 24), torch.bfloat16, "ours"),
+        (["flash_attn_interface", "flash_attn.cute"], 90, (192, 128), torch.float32, "ours"),
+        ([], 90, (192, 128), torch.bfloat16, "ours"),
+    ],
+)
+def test_which_library_is_the_best(present, capability: int, sizes, dtype: torch.dtype, chosen: str) -> None:
+    assert library.best_of(present, capability, sizes, dtype) == chosen
 
 
 def test_cudnn_takes_no_mask() -> None:

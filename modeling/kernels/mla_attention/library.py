@@ -1,7 +1,8 @@
 """Whose MLA attention runs: FlashAttention's where it is installed and fits, else the operator of this package.
 
 FlashAttention 4 published 611-634 TFLOP/s forward at 192/128 on an H100; it and FlashAttention 3 want query and key in
-one piece, the rope key expanded. cuDNN (643 forward, 442 backward on an H200) comes with every CUDA build of
+one piece, the rope key expanded, and keep these and the values for backward, where `mla_attention_from_latent` keeps
+neither: it is speed that is chosen for here. cuDNN (643 forward, 442 backward on an H200) comes with every CUDA build of
 torch: it is taken when asked for by name, until it has been measured beside ours.
 """
 
@@ -10,6 +11,7 @@ torch: it is taken when asked for by name, until it has been measured beside our
 import importlib
 import importlib.util
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +24,8 @@ from .parts import joined
 
 # Best first: module, and the compute capabilities it is written for.
 FLASH_ATTENTION = {"flash_attn.cute": (90, 100), "flash_attn_interface": (90,)}
+# Columns of keys and of values that both of them are compiled for, of those MLA has: DeepSeek's own.
+HEAD_SIZES = (192, 128)
 Library = Literal["best", "ours", "cudnn"]
 
 
@@ -33,14 +37,26 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None
 
 
-def best_library(query: torch.Tensor, mask: object, first_keys: object) -> str:
-    """Return the module to call, or "ours": for anything but plain causal attention in half precision on a GPU."""
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    if mask is None and first_keys is None and half and runs_triton(query):
+def best_of(present: Collection[str], capability: int, head_sizes: tuple[int, int], dtype: torch.dtype) -> str:
+    """Return the first of FlashAttention's modules that is present and fits, or "ours"."""
+    if head_sizes == HEAD_SIZES and dtype in (torch.bfloat16, torch.float16):
         for module, capabilities in FLASH_ATTENTION.items():
-            if capability(query) in capabilities and installed(module):
+            if capability in capabilities and module in present:
                 return module
     return "ours"
+
+
+def best_library(parts: Sequence[torch.Tensor], value: torch.Tensor, mask: object, first_keys: object) -> str:
+    """Return the module to call, or "ours": for anything but plain causal attention on a GPU.
+
+    `parts` are the first four arguments of `attend`.
+    """
+    q_nope, q_rope = parts[:2]
+    if mask is not None or first_keys is not None or not runs_triton(q_nope):
+        return "ours"
+    present = [module for module in FLASH_ATTENTION if installed(module)]
+    sizes = (q_nope.shape[-1] + q_rope.shape[-1], value.shape[-1])
+    return best_of(present, capability(q_nope), sizes, q_nope.dtype)
 
 
 def attend(
@@ -62,7 +78,7 @@ def attend(
     parts = (q_nope_BHSN, q_rope_BHSR, k_nope_BHTN, k_rope_BTR)
     if library == "cudnn" and (mask is not None or first_keys_BS is not None):
         raise ValueError("library is 'cudnn', given a mask or first_keys; allowed with these: 'best' and 'ours'")
-    chosen = best_library(q_nope_BHSN, mask, first_keys_BS) if library == "best" else library
+    chosen = best_library(parts, value_BHTV, mask, first_keys_BS) if library == "best" else library
     if chosen == "ours":
         return mla_attention(*parts, value_BHTV, mask, scaling, first_keys_BS)
     query, key = joined(*parts)
