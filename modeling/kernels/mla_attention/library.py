@@ -2,8 +2,8 @@
 
 FlashAttention 4 published 611-634 TFLOP/s forward at 192/128 on an H100; it and FlashAttention 3 want query and key in
 one piece, the rope key expanded, and keep these and the values for backward, where `mla_attention_from_latent` keeps
-neither: it is speed that is chosen for here. cuDNN (643 forward, 442 backward on an H200) comes with every CUDA build of
-torch: it is taken when asked for by name, until it has been measured beside ours.
+neither: it is speed that is chosen for here. cuDNN (643 forward, 442 backward on an H200) comes with every CUDA build
+of torch: it is taken when asked for by name, until it has been measured beside ours.
 """
 
 # B batch, H heads, S queries, T keys, N nope, R rope, V value
