@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     from .export import Outcome
 
+# Findings: a layer that is missing is one for each of its tensors.
+_MOST_SHOWN = 30
+
 
 def export(
     folder: Annotated[
@@ -87,8 +90,10 @@ def _show(outcome: "Outcome", dry_run: bool, console: "Console") -> None:
 
     for finding in outcome.mended:
         console.print(f"mended: {finding.file}: {finding.where}: {finding.wrong}")
-    for finding in outcome.findings:
+    for finding in outcome.findings[:_MOST_SHOWN]:
         console.print(str(finding))
+    if len(outcome.findings) > _MOST_SHOWN:
+        console.print(f"… and {len(outcome.findings) - _MOST_SHOWN} more")
     errors = len(errors_of(outcome.findings))
     if errors:
         console.print(f"Not fit to export: {errors} error{'s' if errors > 1 else ''}; nothing was written.")
