@@ -5,11 +5,12 @@ from functools import cache
 import torch
 
 from benchmarks.kernels.benchmark_grouped_experts import EXPERTS, choices, sizes
-from benchmarks.kernels.case import MODELS, Case, forward_and_backward
+from benchmarks.kernels.case import MODELS, PUBLISHED, Case, Target, forward_and_backward
 from seeklet.modeling.kernels.grouped_experts.op import grouped_experts
 from seeklet.modeling.kernels.grouped_lora.op import LowRank, grouped_lora
 
 RANK = 16
+BASE = "the experts without low-rank terms"
 BYTES = (
     "T tokens, K experts a token, S = TK, H hidden, I expert width, E experts, r rank, bf16: forward 2·2TH, 6EIH "
     "(frozen weights), 2·2SI, 2Er(2H + 3I) (factors), 2·4Sr (what A makes, fp32); backward 3·2TH, 2·2SI, 6EIH, "
@@ -60,6 +61,7 @@ def cases() -> list[Case]:
             3 * tokens + hidden + weights + 2 * factors + 2 * lows,
         )
         num_flops = products + low_products, products + 2 * low_products
-        functions = {"ours": ours, "the experts without low-rank terms": without}
-        found += forward_and_backward(name, num_bytes, num_flops, draw, functions)
+        functions = {"ours": ours, BASE: without}
+        targets = (Target("times the time", 1.08, BASE) if name in PUBLISHED else None, None)
+        found += forward_and_backward(name, num_bytes, num_flops, draw, functions, targets)
     return found

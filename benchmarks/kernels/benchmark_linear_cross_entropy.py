@@ -1,19 +1,24 @@
-"""Cross entropy of the output head with its gradients, beside that of all logits, of chunks of them, and Liger's."""
+"""Cross entropy of the output head with its gradients, beside that of all logits, of chunks of them, Liger's and CCE's.
+
+Of Cut Cross-Entropy it is "cce_exact": its default leaves out small gradients, and computes another thing.
+"""
 
 import importlib
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks.kernels.benchmark_linear_log_probs import VOCABULARY, draw_head, targets_of
-from benchmarks.kernels.case import MODELS, Case, Runs
+from benchmarks.kernels.case import MODELS, Case, Runs, is_installed
 from seeklet.modeling.kernels.linear_cross_entropy import op, reference
 
 BYTES = "T tokens, H hidden, V vocabulary, bf16: 4TH + 8T + 2VH, and 2VH more where the head is trained"
 FLOPS = "6THV, 4THV where the head is frozen, of a way that keeps logits; ours makes them twice: 8THV and 6THV"
+
+
+PEERS = {"Liger": "liger_kernel", "CCE, exact": "cut_cross_entropy"}
 
 
 def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -22,11 +27,14 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
 
 
 def functions() -> dict[str, Callable[..., torch.Tensor]]:
-    """Return what is compared; Liger's where it is installed."""
+    """Return what is compared, with the peers that are installed."""
     found = {"ours": op.linear_cross_entropy, "chunks": reference.linear_cross_entropy, "all logits": plain}
-    if find_spec("liger_kernel"):
+    if is_installed(PEERS["Liger"]):
         liger = importlib.import_module("liger_kernel.transformers.functional")
         found["Liger"] = lambda *inputs: liger.liger_fused_linear_cross_entropy(*inputs, reduction="sum")
+    if is_installed(PEERS["CCE, exact"]):
+        cce = importlib.import_module("cut_cross_entropy")
+        found["CCE, exact"] = lambda *inputs: cce.linear_cross_entropy(*inputs, reduction="sum", impl="cce_exact")
     return found
 
 

@@ -1,14 +1,16 @@
-"""Absorbed MLA decoding, one token a row, beside PyTorch's attention on the joined cache."""
+"""Absorbed MLA decoding, one token a row, beside PyTorch's attention on the joined cache, and FlashMLA alone."""
 
 import torch
 from torch.nn import functional as F
 
-from benchmarks.kernels.case import MODELS, Case
+from benchmarks.kernels.case import MODELS, Case, Target, is_installed
+from seeklet.modeling.kernels.mla_decode import flash_mla
 from seeklet.modeling.kernels.mla_decode.op import mla_decode
 from seeklet.modeling.kernels.mla_decode.reference import mla_decode as plain
 
 BYTES = "B rows of T keys, H heads, L latent and R rope columns, bf16: 2BT(L + R) of the cache, 2BH(2L + R) of queries"
 FLOPS = "2BHT(2L + R)"
+PEERS = {"FlashMLA": "flash_mla"}
 # Latent columns; rows, and keys of each, of a pass.
 SIZES = {"V3": (512, 16, 8192), "Moonlight": (512, 64, 8192), "nano": (32, 2, 256)}
 
@@ -21,6 +23,8 @@ def _sdpa(q_latent: torch.Tensor, q_rope: torch.Tensor, latent: torch.Tensor, ro
 
 def cases() -> list[Case]:
     """Return a decode step of each model; FlashMLA is what "ours" calls at 128 heads where it is installed."""
+    many_heads = Target("TFLOP/s", 600 if is_installed(PEERS["FlashMLA"]) else 400)
+    targets = {"V3": many_heads, "Moonlight": Target("TB/s", 3), "nano": None}
     found = []
     for name, model in MODELS.items():
         latent, rows, keys = SIZES[name]
@@ -31,12 +35,18 @@ def cases() -> list[Case]:
 
         def runs(device: torch.device, shapes: list[tuple[int, ...]] = shapes, scaling: float = scaling):
             a, b, c, d = (torch.randn(shape, dtype=torch.bfloat16, device=device) for shape in shapes)
-            return {
+            found = {
                 "ours": lambda: mla_decode(a, b, c, d, None, scaling),
                 "eager": lambda: plain(a, b, c, d, None, scaling)[0],
                 "sdpa": lambda: _sdpa(a, b, c, d, scaling),
             }
+            if device.type == "cuda" and flash_mla.flash_mla_takes(a, b, c, None):
+                # What "ours" hands this case to; so the kernel of its own is measured besides.
+                from seeklet.modeling.kernels.mla_decode import kernel
+
+                found["ours, without FlashMLA"] = lambda: kernel.forward(a, b, c, d, None, None, scaling)
+            return found
 
         num_bytes = 2 * rows * keys * (latent + model.rope) + 2 * rows * model.heads * width
-        found.append(Case(f"decode, {name}", num_bytes, 2 * rows * model.heads * keys * width, runs))
+        found.append(Case(f"decode, {name}", num_bytes, 2 * rows * model.heads * keys * width, runs, targets[name]))
     return found
