@@ -21,6 +21,7 @@ from ..publish.served_with import check_generation_config, check_tokenizer, load
 from ..publish.shards import Shards, read_shards
 from .chat_templates import OllamaTemplate, find_template
 from .converter_source import Converter
+from .llama_limits import check_limits
 from .modelfile import is_quotable
 from .own_files import foreign_files
 from .weight_types import BYTES, CONVERTED, QUANTIZED, has_quantizer, lossless_type
@@ -117,7 +118,7 @@ def _check_packages(types: Sequence[str]) -> list[Finding]:
 
 
 def _check_model(folder: Path, config: dict[str, Any], shards: Shards, converter: Converter | None) -> list[Finding]:
-    found = check_keys(config, shards)
+    found = [*check_keys(config, shards), *check_limits(config)]
     if not shards.tensors and not shards.findings:
         mend = "save the model with save_pretrained, which writes safetensors"
         found.append(error("model.safetensors", "", "there are no weights in this folder", mend))

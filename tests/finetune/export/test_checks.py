@@ -40,6 +40,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         say(quantization_config={"quant_method": "bitsandbytes"}),
         "error: config.json: quantization_config: says bitsandbytes, which the converter cannot expand; save the model",
     ),
+    "plain query": (say(q_lora_rank=None), "error: config.json: q_lora_rank: is null with 2 layers: llama.cpp expects"),
+    "compressed query": (say(num_hidden_layers=27), "error: config.json: q_lora_rank: is 24 with 27 layers: llama.cpp"),
+    "rope": (
+        say(rope_interleave=False),
+        "error: config.json: rope_interleave: is false: llama.cpp rotates neighbouring",
+    ),
+    "groups": (say(n_group=4), "error: config.json: n_group: is 4 for 4 experts: llama.cpp stops where a group is one"),
     "stale fp8": (
         say(quantization_config={"quant_method": "fp8"}),
         "quantization_config: says fp8, and the weights are",
