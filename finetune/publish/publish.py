@@ -93,7 +93,7 @@ def publish(
         OSError: the disk is full, or a file cannot be read.
     """
     check_options(UploadOptions(**_upload_settings(options), part_bytes=PART_BYTES), repo_id)
-    source = find_source(folder, options.base)
+    source = find_source(folder, options.base, wants_adapter=options.form != "merged")
     console = console or Console()
     if not dry_run:
         # A token that is not there is told of before hours of reading.

@@ -25,6 +25,7 @@ class Source:
     Attributes:
         folder: of the model or adapter.
         is_adapter: whether it is an adapter.
+        adapter: the folder of the adapter: itself, or what a run left beside the merged model.
         run: the folder of the run that made it, where there is one.
         base: what it was trained from, as the recipe or the adapter names it.
         base_folder: of the base on this machine, where it is there.
@@ -36,6 +37,7 @@ class Source:
 
     folder: Path
     is_adapter: bool
+    adapter: Path | None
     run: RunFolder | None
     base: str | None
     base_folder: Path | None
@@ -45,15 +47,16 @@ class Source:
     recipe: dict[str, Any]
 
 
-def find_source(folder: Path, base_name: str | None = None) -> Source:
+def find_source(folder: Path, base_name: str | None = None, *, wants_adapter: bool = False) -> Source:
     """Return what `folder` holds: a model, an adapter, or a run, of which the merged model is taken where there is one.
 
     Args:
         folder: as named by a user.
         base_name: the base on the Hub, as named by a user, in place of what the files say.
+        wants_adapter: take the adapter of a run, and nothing else.
 
     Raises:
-        PublishError: there is nothing in it that could be published.
+        PublishError: there is nothing in it that could be published, or no adapter where one is wanted.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -68,12 +71,25 @@ def find_source(folder: Path, base_name: str | None = None) -> Source:
             )
         chosen = found[0]
     is_adapter = not (chosen / "config.json").is_file()
+    adapter = chosen if is_adapter else _adapter_beside(chosen, run)
+    if wants_adapter and not is_adapter:
+        if adapter is None:
+            raise PublishError(f"{folder}: holds a whole model and no adapter; leave out --adapter-as")
+        chosen, is_adapter = adapter, True
     recipe = _read_recipe(run)
     base = _base_of(chosen, is_adapter, recipe)
     base_folder = _local_folder(base_name or base) or _local_folder(base)
     name = base_name or (base if base and not is_local(base) else None)
     licence = _licence_in(base_folder) or (licence_of(name) if name else None)
-    return Source(chosen, is_adapter, run, base, base_folder, name, licence, _commit_of(base_folder), recipe)
+    return Source(chosen, is_adapter, adapter, run, base, base_folder, name, licence, _commit_of(base_folder), recipe)
+
+
+def _adapter_beside(model: Path, run: RunFolder | None) -> Path | None:
+    """Return the adapter that a run merged into this model."""
+    if run is None or model.resolve() != run.merged.resolve():
+        return None
+    adapter = run.trained(is_adapter=True)
+    return adapter if (adapter / "adapter_config.json").is_file() else None
 
 
 def _is_model(folder: Path) -> bool:

@@ -30,8 +30,8 @@ _AUTO_MAP = {
 def stage(source: Source, out: Path, form: Form, with_code: bool = False) -> list[Finding]:
     """Write to `out`, an empty folder, what is published of `source`; return what could not be.
 
-    Of a model: its files. Of an adapter: merged into its base, with the adapter per expert in `adapter/`; or as PEFT
-    wrote it; or per expert.
+    Of a model: its files, and where a run merged an adapter into it, that per expert in `adapter/`. Of an adapter: the
+    same, merged into its base; or as PEFT wrote it; or per expert.
 
     Raises:
         PublishError: the form is not for such a folder, or the adapter does not go with its base.
@@ -42,7 +42,9 @@ def stage(source: Source, out: Path, form: Form, with_code: bool = False) -> lis
     if not source.is_adapter or form == "peft":
         link_folder(source.folder, out)
     else:
-        found = _stage_adapter(source, out, form)
+        _stage_adapter(source, out, form)
+    if form == "merged" and source.adapter is not None:
+        found = _put_beside(source, source.adapter, out / _ADAPTER)
     for place in (out, out / _ADAPTER):
         if source.base_name and (place / "adapter_config.json").is_file():
             edit_json(place / "adapter_config.json", {"base_model_name_or_path": source.base_name})
@@ -70,26 +72,34 @@ def edit_json(file: Path, changes: dict[str, Any], without: tuple[str, ...] = ()
     file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _stage_adapter(source: Source, out: Path, form: Form) -> list[Finding]:
+def _stage_adapter(source: Source, out: Path, form: Form) -> None:
     base = source.base_folder or source.base
     try:
         if form == "per-expert":
             export_per_expert(source.folder, out, base, overwrite=True)
-            return []
+            return
         merge_adapter(source.folder, out, base, overwrite=True)
     except AdapterError as problem:
         raise PublishError(str(problem)) from None
     for name in ("README.md", "LICENSE", "NOTICE"):
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, out / name)
+
+
+def _put_beside(source: Source, adapter: Path, out: Path) -> list[Finding]:
+    """Write `adapter` per expert to `out`, beside the model that holds it; return why not, where it cannot be."""
+    left_out = "nothing to do: the merged model holds it"
+    if source.base_name is None:
+        wrong = "is left out: nothing says what its base is called on the Hub"
+        return [warning(f"{_ADAPTER}/", "", wrong, f"name it with --base OWNER/NAME, or {left_out}")]
     try:
-        export_per_expert(source.folder, out / _ADAPTER, base)
+        export_per_expert(adapter, out, source.base_folder or source.base)
     except AdapterError as problem:
-        shutil.rmtree(out / _ADAPTER, ignore_errors=True)
-        said = str(problem).removeprefix(f"{source.folder}: ")
-        return [warning(f"{_ADAPTER}/", "", f"is left out: {said}", "nothing to do: the merged model holds it")]
+        shutil.rmtree(out, ignore_errors=True)
+        said = str(problem).removeprefix(f"{adapter}: ")
+        return [warning(f"{_ADAPTER}/", "", f"is left out: {said}", left_out)]
     # Where the adapter was found is nothing that who loads it needs.
-    edit_json(out / _ADAPTER / "adapter_config.json", {}, ORIGIN_KEYS)
+    edit_json(out / "adapter_config.json", {}, ORIGIN_KEYS)
     return []
 
 

@@ -82,11 +82,7 @@ def upload(
             tree = read_tree(target, made.oid)
         transfer.name("comparing")
         comparison = compare(target, local, tree, made.oid)
-    if comparison.differences:
-        raise PublishError(
-            f"{target}: commit {made.oid} is not what the folder holds: {'; '.join(comparison.differences)}; run the "
-            "same command again"
-        )
+    _check_same(target, comparison)
     with in_words(target):
         is_private = _open_to_others(target, repository, made, options)
     where = f"{target.api.endpoint}/{target}"
@@ -101,6 +97,14 @@ def upload(
         made.removed,
         is_private,
     )
+
+
+def _check_same(target: Target, comparison: Comparison) -> None:
+    if comparison.differences:
+        raise PublishError(
+            f"{target}: commit {comparison.commit} is not what the folder holds: {'; '.join(comparison.differences)}; "
+            "run the same command again"
+        )
 
 
 def _find_base(target: Target, repository: Remote, options: UploadOptions) -> Remote:

@@ -16,6 +16,7 @@ from seeklet import hub_upload
 from seeklet.finetune.errors import PublishError
 from seeklet.finetune.lora.attach import attach
 from seeklet.finetune.lora.files import save_adapter
+from seeklet.finetune.lora.merge import merge_adapter
 from seeklet.finetune.publish.adapter_check import check_adapter
 from seeklet.finetune.publish.licences import check_licence, licence_of
 from seeklet.finetune.publish.model_card import BEGIN, END
@@ -120,6 +121,25 @@ def test_adapter_goes_as_peft_wrote_it(adapter: Path):
     assert outcome.report.is_fit, outcome.report.findings
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(outcome.report.files)
     assert "model.safetensors" not in outcome.report.files and "library_name: peft" in outcome.card
+
+
+def test_run_with_a_merged_model_goes_with_its_adapter(adapter: Path, model: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    merge_adapter(copy(adapter, run / "adapter"), run / "merged", model)
+    (run / "recipe.yaml").write_text(f"stage: sft\nmodel:\n  path: {model}\n")
+    for folder in (run, run / "merged"):
+        outcome = publish(folder, REPO, PublishOptions(base="acme/base", licence="mit", answer=False), dry_run=True)
+        assert outcome.report.is_fit, outcome.report.findings
+        assert {"model.safetensors", "adapter/adapter_model.safetensors"} <= set(outcome.report.files)
+    unnamed = publish(run, REPO, PublishOptions(licence="mit", answer=False), dry_run=True)
+    assert unnamed.report.is_fit and "adapter/adapter_config.json" not in unnamed.report.files
+    assert any("--base" in finding.mend and finding.file == "adapter/" for finding in unnamed.report.findings)
+    for form in ("peft", "per-expert"):
+        alone = publish(run, REPO, PublishOptions(form=form, base="acme/base", licence="mit"), dry_run=True)
+        assert alone.report.is_fit and "adapter_model.safetensors" in alone.report.files, alone.report.findings
+        assert "model.safetensors" not in alone.report.files
+    with pytest.raises(PublishError, match="a whole model and no adapter; leave out --adapter-as"):
+        publish(model, REPO, PublishOptions(form="peft"), dry_run=True)
 
 
 def test_forgotten_and_broken_adapters_are_refused(adapter: Path, model: Path, tmp_path: Path):
