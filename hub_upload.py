@@ -36,14 +36,21 @@ def kernels(
 
 
 def main() -> None:
-    """Run the command line: 0 when it worked, 2 on a user's mistake; without a sub-command it publishes."""
+    """Run the command line: 0 when it worked, 1 where `verify` finds a difference, 2 on a user's mistake.
+
+    Without a sub-command it publishes.
+    """
     arguments = sys.argv[1:]
     if arguments and arguments[0] not in ("publish", "verify", "kernels", "--help"):
         arguments = ["publish", *arguments]
     try:
         app(args=arguments)
+    # A seeklet error may be an OSError, too, and says more than the system does.
     except (SeekletError, ValueError) as error:
         typer.echo(str(error), err=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        typer.echo(f"{error.filename or 'the system said'}: {error.strerror or error}", err=True)
         raise SystemExit(2) from None
 
 

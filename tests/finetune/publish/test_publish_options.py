@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from huggingface_hub import EvalResultEntry, HfApi
 from huggingface_hub._eval_results import parse_eval_result_entries
 from rich.console import Console
 
+from seeklet import hub_upload
 from seeklet.finetune.publish.byte_progress import byte_progress, growth_progress
 from seeklet.finetune.publish.publish import PublishOptions, publish
 from seeklet.finetune.publish.upload import upload
@@ -200,3 +202,24 @@ def test_pre_flight_says_how_far_it_is(
     monkeypatch.setattr("seeklet.finetune.publish.byte_progress.LINE_EVERY_S", 0)
     _, out, _ = run_here("publish", model, NAME, *QUICK, "--dry-run")
     assert re.search(r"  checked \d+ of \d+ MB · .* left", out)
+
+
+def test_hub_upload_does_the_same(
+    model: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["hub_upload.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            hub_upload.main()
+        said = capsys.readouterr()
+        assert isinstance(exit.value.code, int)
+        return exit.value.code, said.out + said.err
+
+    code, out = run(model, NAME, *QUICK)
+    assert code == 0 and "Published (private): " in out and hub.repository(NAME).is_private
+    assert run("verify", model, NAME)[0] == 0
+    edit("config.json", lambda values: values.update(rope_theta=7.0))(model)
+    assert run("verify", model, NAME)[0] == 1
+    assert run("verify", model, "alice/other")[0] == 2
+    code, out = run("kernels", "--out", model / "config.json" / "kernels")
+    assert code == 2 and len(out.strip().splitlines()) == 1
