@@ -1,11 +1,15 @@
-"""All that a GPU can show, in one call: `make gpu`. Without one it says so and does nothing.
+"""All that a GPU can show: `make gpu`. Without one it says so and does nothing.
 
-    python -m benchmarks.kernels.gpu [--out benchmarks/results]
+    python -m benchmarks.kernels.gpu [--only tests|sanitize|bench|step|tune] [--op NAME ...] [--budget-s 570]
 
-0. Kernels in CUDA C++ are built, where there is an nvcc. 1. The tests that need a GPU. 2. Each kernel's tests again
-under compute-sanitizer, where that is installed: memcheck for addresses, racecheck for shared memory. 3. The
-benchmarks. What came of 1 and 2 is kept beside the benchmarks' results; the exit code is 1 where anything failed, and
-kernels are not measured while their tests fail.
+In this order, operator by operator, each written to the results when it is done, so that a run cut short loses nothing:
+1. tests: those that need a GPU. Kernels in CUDA C++ are built first, where there is an nvcc.
+2. sanitize: each operator once at nano size under compute-sanitizer, where that is installed: memcheck for addresses,
+   racecheck for shared memory.
+3. bench: each operator beside its peers, unless its tests failed. 4. step: a whole fine-tuning step beside stock's.
+5. tune, only where it is asked for: the fastest tiling of each kernel that has several, kept for all later launches.
+
+What does not fit into the budget is named and left for a further call. The exit code is 1 where anything failed.
 """
 
 import argparse
@@ -13,66 +17,141 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from benchmarks.kernels import rope_cuda
+from benchmarks.kernels.case import operators
+from benchmarks.kernels.results import record
 from benchmarks.kernels.run import NOT_RUN
-from benchmarks.report import keep, machine, make_folder
+from benchmarks.report import make_folder
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests" / "kernels"
 TOOLS = ("memcheck", "racecheck")
+STAGES = ("tests", "sanitize", "bench", "step", "tune")
+# What is no operator's: layers, models, hooks.
+REST = "the rest"
+# A process for each, which share the GPU: compiling takes longer than running.
+PROCESSES = 4
+
+
+def files_of(operator: str) -> list[str]:
+    """Return an operator's test files, or those of no operator; relative to the repository."""
+    known = [*operators(), REST]
+    files = sorted(TESTS.glob("test_*.py"))
+    if operator == REST:
+        chosen = [file for file in files if _operator_of(file, known) is None]
+        return [file.relative_to(ROOT).as_posix() for file in chosen] + ["tests/modeling"]
+    return [file.relative_to(ROOT).as_posix() for file in files if _operator_of(file, known) == operator]
+
+
+def _operator_of(file: Path, known: Sequence[str]) -> str | None:
+    """Return the operator with the longest name that the file's begins with: test_linear_kernel is linear's."""
+    name = file.stem.removeprefix("test_")
+    found = [each for each in known if name == each or name.startswith(f"{each}_")]
+    return max(found, key=len, default=None)
 
 
 def pytest_command(*paths: str) -> list[str]:
     """Return the command that runs what needs a GPU in these files or folders."""
-    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *paths]
+    parallel = ["--numprocesses", str(PROCESSES)] if find_spec("xdist") else []
+    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *parallel, *paths]
 
 
-def passed(command: list[str], **environment: str) -> bool:
-    """Run a command with its output on the terminal; return whether it succeeded or had no test to run."""
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of these benchmarks."""
+    return [sys.executable, "-m", f"benchmarks.kernels.{module}", *arguments]
+
+
+def passed(command: list[str], deadline: float, **environment: str) -> str:
+    """Run a command with its output on the terminal; return "passed", "FAILED" or "out of time"."""
     no_tests = 5
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return "out of time"
     print("$", " ".join(command), flush=True)
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode in (0, no_tests)
+    try:
+        run = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, timeout=left)
+    except subprocess.TimeoutExpired:
+        return "out of time"
+    return "passed" if run.returncode in (0, no_tests) else "FAILED"
 
 
-def sanitize(files: list[str]) -> list[str]:
-    """Return a line of a table for each file of tests and each tool."""
+def sanitize(operator: str, deadline: float) -> dict[str, str]:
+    """Return what each tool says of an operator at nano size."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
-        return ["| compute-sanitizer | not installed here: nothing was checked with it |"]
-    lines = []
-    for file in files:
-        for tool in TOOLS:
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest_command(file)]
-            # Each tensor its own allocation, so that an address behind one is an address of none.
-            well = passed(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-            lines.append(f"| {file}, {tool} | {'clean' if well else 'ERRORS'} |")
-    return lines
+        return {"compute-sanitizer": "not installed"}
+    # Each tensor its own allocation, so that an address behind one is an address of none.
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = module_command("run", "--once", operator)
+    tool = [sanitizer, "--error-exitcode", "1", "--tool"]
+    return {each: passed([*tool, each, *command], deadline, **apart) for each in TOOLS}
 
 
-def main() -> int:
+def stage_of_operators(
+    stage: str, chosen: Sequence[str], out: Path, check: Callable[[str], dict[str, str]]
+) -> dict[str, str]:
+    """Run one stage operator by operator, recording after each; return the worst of each operator."""
+    lines, worst = ["| what | came out |", "|---|---|"], {}
+    for operator in chosen:
+        found = check(operator)
+        lines += [f"| {operator}, {what} | {result} |" for what, result in found.items()]
+        results = set(found.values())
+        worst[operator] = next(
+            (each for each in ("FAILED", "out of time", "not installed") if each in results), "passed"
+        )
+        record(out, stage if len(chosen) > 1 else f"{stage} {operator}", lines, {})
+    print(*lines, sep="\n", flush=True)
+    return worst
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Test, check and measure; 1 where anything failed, 0 where all is well or there is no GPU."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    out = parser.parse_args().out
+    parser.add_argument("--only", choices=STAGES, help="one stage in place of the first four")
+    parser.add_argument("--op", nargs="+", metavar="NAME", help=f"of {', '.join(operators())}; all by default")
+    parser.add_argument("--budget-s", type=float, default=570.0, help="stop after so many seconds; 570 by default")
+    given = parser.parse_args(arguments)
+    unknown = set(given.op or ()) - set(operators())
+    if unknown:
+        parser.error(f"no operator {', '.join(sorted(unknown))}; there are {', '.join(operators())}")
     if not torch.cuda.is_available():
         print(NOT_RUN)
         return 0
-    make_folder(parser, out)
-    if rope_cuda.toolkit() is not None:
-        rope_cuda.build()
-    tests = passed(pytest_command("tests/kernels", "tests/modeling"))
-    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/kernels").glob("test_*_kernel*.py"))
-    lines = ["| what | came out |", "|---|---|", f"| tests on the GPU | {'passed' if tests else 'FAILED'} |"]
-    lines += sanitize(files)
-    about = {**machine(), "gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    keep(out, "kernel-tests", about, lines, {})
-    if not tests:
-        return 1
-    measured = passed([sys.executable, "-m", "benchmarks.kernels.run", "--out", str(out)])
-    return 0 if measured and not any("ERRORS" in line for line in lines) else 1
+    make_folder(parser, given.out)
+    deadline = time.monotonic() + given.budget_s
+    stages = [given.only] if given.only else list(STAGES[:4])
+    chosen = given.op or operators()
+    to_out = ("--out", str(given.out))
+    results: dict[str, str] = {}
+    if "tests" in stages:
+        if rope_cuda.toolkit() is not None:
+            rope_cuda.build()
+        tested = [*chosen, *([] if given.op else [REST])]
+        results |= stage_of_operators(
+            "tests", tested, given.out, lambda op: {"tests": passed(pytest_command(*files_of(op)), deadline)}
+        )
+    if "sanitize" in stages:
+        found = stage_of_operators("sanitize", chosen, given.out, lambda op: sanitize(op, deadline))
+        results |= {f"{op}, sanitized": result for op, result in found.items()}
+    for operator in chosen if "bench" in stages else ():
+        # Nothing is measured that computes something else.
+        result = "its tests FAILED" if results.get(operator) == "FAILED" else ""
+        results[f"{operator}, bench"] = result or passed(module_command("run", *to_out, operator), deadline)
+    if "step" in stages and not given.op:
+        results["training step"] = passed(module_command("training_step", *to_out), deadline)
+    if "tune" in stages:
+        results["tune"] = passed(module_command("tune", *(given.op or ())), deadline)
+    for what, result in results.items():
+        print(f"{what}: {result}")
+    return 1 if any("FAILED" in result for result in results.values()) else 0
 
 
 if __name__ == "__main__":
