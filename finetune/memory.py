@@ -72,25 +72,27 @@ def measure_memory(model: nn.Module, optimizer: str, batch: Batch, teacher: nn.M
     tensors = [*model.parameters(), *model.buffers()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return Memory(
-        weights=_count_bytes(tensors),
-        gradients=_count_bytes(trainable),
-        optimizer=_count_optimizer_bytes(trainable, optimizer),
+        weights=count_bytes(tensors),
+        gradients=count_bytes(trainable),
+        optimizer=count_optimizer_bytes(trainable, optimizer),
         # Every causal language model of transformers has one; the type of nn.Module does not say so.
         activations=_estimate_activations(model.config, batch),  # pyright: ignore[reportArgumentType]
-        teacher=0 if teacher is None else _count_bytes([*teacher.parameters(), *teacher.buffers()]),
+        teacher=0 if teacher is None else count_bytes([*teacher.parameters(), *teacher.buffers()]),
     )
 
 
-def _count_bytes(tensors: Sequence[torch.Tensor]) -> int:
+def count_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    """Return the bytes of tensors, each once."""
     # Tied weights are one tensor under two names.
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
-def _count_optimizer_bytes(trainable: Sequence[torch.Tensor], optimizer: str) -> int | None:
+def count_optimizer_bytes(trainable: Sequence[torch.Tensor], optimizer: str) -> int | None:
+    """Return what an optimizer keeps of these parameters, or None where nobody has counted it."""
     if optimizer not in OPTIMIZER_STATES:
         return None
     tensors, extra_bytes = OPTIMIZER_STATES[optimizer]
-    return tensors * _count_bytes(trainable) + extra_bytes * sum(parameter.numel() for parameter in trainable)
+    return tensors * count_bytes(trainable) + extra_bytes * sum(parameter.numel() for parameter in trainable)
 
 
 def _estimate_activations(config: PreTrainedConfig, batch: Batch) -> int:

@@ -60,6 +60,9 @@ COMMANDS = {
     "merge": Command("lora.command", "merge", "Merge an adapter into its model and save the whole."),
     "export-adapter": Command("lora.command", "export_adapter", "Write an adapter as vLLM and SGLang take it."),
     "export": Command("export.command", "export", "Write a model as GGUF, for llama.cpp and Ollama."),
+    "plan": Command(
+        "plan.command", "plan", "Say whether a recipe fits on a cluster, how long it takes and what it costs."
+    ),
     "publish": Command("publish.command", "publish", "Check a model, an adapter or a run, and send it to the Hub."),
     "verify": Command("publish.verify_command", "verify", "Compare what is on the Hub with the folder it came from."),
 }

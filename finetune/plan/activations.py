@@ -1,0 +1,119 @@
+"""Activations of any batch on any depth, from a few traced steps of shallow versions of the model.
+
+What a step keeps grows with tokens, and by the same for each further layer of a kind; so the bytes at the peak are
+`a + b T + dense c T + sparse d T` for T tokens in so many dense and sparse layers, and traces of one layer more and
+twice the tokens give all four numbers. Attention is of the kind that never holds all scores.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from seeklet.modeling import SeekletConfig
+from seeklet.modeling.kernels.linear_cross_entropy.reference import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
+
+from .request import Request
+from .trace import StepBytes, trace_step
+
+# Short sequences, since tracing attention takes quadratic time; longer than those whose attention is absorbed. Of these
+# so many that the head's loss takes more than one chunk of rows.
+TRACED_LENGTH, TRACED_SEQUENCES = 256, (2, 4)
+# Models of so many layers, and batches of so many tokens, are traced as they are.
+MOST_LAYERS, MOST_TOKENS = 8, 4096
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes at the peak of a step that are neither weights, gradients nor optimizer states."""
+
+    base: float
+    """Bytes whatever the batch is."""
+    per_token: float
+    """Outside the layers: embedding, head, multi-token prediction, what a layer takes while it is computed again."""
+    dense: float
+    """Per token and layer."""
+    sparse: float
+    num_dense: int
+    num_sparse: int
+
+    def of(self, tokens: int, share_of_layers: float = 1.0) -> int:
+        """Return the bytes for `tokens` tokens in that share of the layers."""
+        layers = (self.dense * self.num_dense + self.sparse * self.num_sparse) * share_of_layers
+        return int(max(0.0, self.base + (self.per_token + layers) * tokens))
+
+
+def fit_activations(request: Request, say: Callable[[str], None] = lambda _: None) -> Activations:
+    """Return the activations of a request's model, by tracing; `say` is told of each trace."""
+    config: Any = request.config
+    sparse_model = isinstance(config, SeekletConfig)
+    num_dense = (
+        min(config.first_k_dense_replace, config.num_hidden_layers) if sparse_model else config.num_hidden_layers
+    )
+    num_sparse = config.num_hidden_layers - num_dense
+    few, many = TRACED_SEQUENCES
+
+    def trace(dense: int, sparse: int, sequences: int) -> int:
+        layers = {"num_hidden_layers": dense + sparse}
+        if sparse_model:
+            layers["first_k_dense_replace"] = dense
+        return _trace(request, layers, sequences, TRACED_LENGTH, say).activations
+
+    least = (1 if num_dense else 0, 1 if num_sparse else 0)
+    tokens = many * TRACED_LENGTH
+    least_few, least_many = trace(*least, few), trace(*least, many)
+    dense = (trace(least[0] + 1, least[1], many) - least_many) / tokens if num_dense else 0.0
+    sparse = (trace(least[0], least[1] + 1, many) - least_many) / tokens if num_sparse else 0.0
+    slope = (least_many - least_few) / (tokens - few * TRACED_LENGTH)
+    per_token = slope - dense * least[0] - sparse * least[1]
+    return Activations(least_many - slope * tokens, per_token, dense, sparse, num_dense, num_sparse)
+
+
+def trace_whole(request: Request, at_once: bool) -> StepBytes | None:
+    """Return the traced step of a request's own model and batch, or None where that would take too long.
+
+    `at_once` as in `trace_step`.
+    """
+    small = request.config.num_hidden_layers <= MOST_LAYERS
+    if not small or request.micro_batch * request.tokens > MOST_TOKENS:
+        return None
+    return _trace(request, {}, request.micro_batch, request.tokens, lambda _: None, at_once)
+
+
+def logits_bytes(request: Request, head_is_trained: bool) -> int:
+    """Return what the head's loss holds at once: a chunk of logits, and its gradient in fp32 where it is trained."""
+    vocabulary, hidden = request.config.vocab_size, request.config.hidden_size
+    rows = min(max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary), request.micro_batch * request.tokens)
+    # In the dtype that is computed with, and once more in fp32 for the softmax.
+    chunk = rows * vocabulary * (request.compute_dtype.itemsize + 4)
+    return chunk + (4 * vocabulary * hidden if head_is_trained else 0)
+
+
+def _trace(
+    request: Request,
+    layers: dict[str, int],
+    sequences: int,
+    tokens: int,
+    say: Callable[[str], None],
+    at_once: bool = True,
+) -> StepBytes:
+    num_layers = layers.get("num_hidden_layers", request.config.num_hidden_layers)
+    say(f"a step of {num_layers} layers, {sequences} x {tokens} tokens")
+    model = request.build(**layers)
+    held = next(model.parameters()).dtype
+    if request.layout == "fsdp" and held == torch.float32 and request.compute_dtype != held:
+        # FSDP gathers weights in the dtype that is computed with.
+        model = model.to(request.compute_dtype)
+        held = request.compute_dtype
+    mixed = held == torch.float32 and request.compute_dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
+        return trace_step(
+            model,
+            sequences,
+            tokens,
+            min(request.accumulation, 2),
+            at_once=at_once,
+            **request.forward_options(model),
+        )

@@ -1,0 +1,117 @@
+"""What would fit: the largest micro-batch and sequence, and changes to a recipe that make it fit, cheapest first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .cluster import Cluster, known_gpus, make_cluster
+from .memory import GpuMemory, plan_memory
+from .plan import Plan, make_plan
+from .request import Request
+
+_SEQUENCE_STEP = 256
+_MOST_SEQUENCES = 4096
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to make a plan fit, or to save."""
+
+    what: str
+    """In the recipe's words, or the command's."""
+    memory: GpuMemory
+    fits: bool
+    cost_factor: float
+    """Of the cost as planned."""
+
+
+def largest_micro_batch(plan: Plan, model: Any) -> int:
+    """Return how many sequences of the recipe's length fit at a time; 0 where not even one does."""
+    return _largest(lambda number: _fits(plan, model, micro_batch=number), _MOST_SEQUENCES)
+
+
+def largest_sequence(plan: Plan, model: Any) -> int:
+    """Return how many tokens a single sequence may have to fit, a multiple of 256, up to what the model knows."""
+    most = int(getattr(plan.request.config, "max_position_embeddings", 131072)) // _SEQUENCE_STEP
+    number = _largest(lambda n: _fits(plan, model, micro_batch=1, tokens=n * _SEQUENCE_STEP), most)
+    return number * _SEQUENCE_STEP
+
+
+def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Change]:
+    """Return changes that make the plan fit, or, where it fits, that cost less; cheapest first.
+
+    Each is planned anew. Changes of what is learned (an adapter in place of all weights, shorter texts) come as well,
+    and say so; whoever trains decides.
+    """
+    found = []
+    for what, request, cluster in _candidates(plan):
+        say(what)
+        # What lies where changes nothing of what one pass keeps, unless FSDP gathers weights in another dtype.
+        before, now = plan.request, request
+        same = (before.checkpointing, before.keep_fp8, before.recipe.model.dtype, before.accumulation > 1) == (
+            (now.checkpointing, now.keep_fp8, now.recipe.model.dtype, now.accumulation > 1)
+        )
+        gathers_else = before.layout != now.layout and before.recipe.model.dtype == "float32"
+        reused = plan.activations if same and not gathers_else else None
+        changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused)
+        factor = _price(changed) / _price(plan)
+        if changed.fits and (not plan.fits or factor < 0.99):
+            found.append(Change(what, changed.memory, True, factor))
+    return sorted(found, key=lambda change: change.cost_factor)
+
+
+def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
+    request, cluster, recipe = plan.request, plan.cluster, plan.request.recipe
+    if request.micro_batch > 1:
+        more = request.accumulation * request.micro_batch
+        what = f"trainer.per_device_train_batch_size: 1 and gradient_accumulation_steps: {more}"
+        yield what, request.with_changes(micro_batch=1, accumulation=more), cluster
+    if not request.checkpointing:
+        yield "trainer.gradient_checkpointing: true", request.with_changes(checkpointing=True), cluster
+    if request.layout == "layers":
+        settings = replace(recipe.model, device_map=None)
+        changed = request.with_changes(recipe=replace(recipe, model=settings), layout="fsdp")
+        yield "model.device_map: null, started with accelerate's FSDP2, all GPUs working at once", changed, cluster
+    if not request.adapts and not request.optimizer.endswith("8bit"):
+        yield "trainer.optim: adamw_bnb_8bit", request.with_changes(optimizer="adamw_bnb_8bit"), cluster
+    if request.layout == "fsdp" and not request.offload:
+        yield "FSDP with CPU offload (slower by what PCIe takes)", request.with_changes(offload=True), cluster
+    quantised = getattr(request.config, "quantization_config", None) is not None
+    if request.adapts and quantised and not request.keep_fp8 and request.layout != "fsdp":
+        settings = replace(recipe.model, fp8="keep")
+        changed = request.with_changes(recipe=replace(recipe, model=settings), keep_fp8=True)
+        yield "model.fp8: keep", changed, cluster
+    if recipe.model.dtype == "float32" and request.adapts:
+        settings = replace(recipe.model, dtype="bfloat16")
+        yield "model.dtype: bfloat16", request.with_changes(recipe=replace(recipe, model=settings)), cluster
+    if request.tokens > 1024 and request.micro_batch == 1:
+        half = request.tokens // 2
+        yield f"texts of at most {half:,} tokens (changes what is learned)", request.with_changes(tokens=half), cluster
+    if request.layout in ("fsdp", "single"):
+        bigger = make_cluster(cluster.gpu.key, 2 * max(cluster.num_gpus, 1))
+        layout = "fsdp" if request.layout == "single" else request.layout
+        yield f"--num-gpus {bigger.num_gpus}", request.with_changes(layout=layout), replace(bigger, gpu=cluster.gpu)
+    for gpu in known_gpus().values():
+        larger = gpu.memory_mib > cluster.gpu.memory_mib or gpu.tflops_bf16 > cluster.gpu.tflops_bf16
+        if larger and gpu.price_per_hour is not None and gpu.key != cluster.gpu.key:
+            yield f"--gpu {gpu.key}", request, replace(cluster, gpu=gpu)
+
+
+def _price(plan: Plan) -> float:
+    """Return the cost, or GPU hours where a price is missing."""
+    price = plan.cluster.gpu.price_per_hour
+    return plan.bill.gpu_hours * (price if price is not None else 1.0)
+
+
+def _fits(plan: Plan, model: Any, **changed: int) -> bool:
+    memory = plan_memory(plan.request.with_changes(**changed), plan.cluster, model, plan.activations)
+    return memory.total <= plan.cluster.gpu.memory_bytes
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number from 0 to `most` that fits, where smaller ones do if it does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

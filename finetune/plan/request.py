@@ -1,0 +1,252 @@
+"""What a recipe asks of a cluster, in the numbers that memory and speed depend on; no data and no weights are read."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from trl import DistillationConfig, GRPOConfig, SFTConfig
+
+from seeklet.modeling import SeekletConfig
+
+from ..errors import RecipeError
+from ..lora.attach import attach
+from ..losses import use_head_loss
+from ..memory import OPTIMIZER_STATES
+from ..recipe import GrpoRecipe, TrainingRecipe, read_recipe
+from ..recipe.yaml_text import Problems, apply_overrides, read_recipe_file
+from ..training_model import freeze_unreached, mtp_mode, set_losses
+from .cluster import Cluster
+from .model_config import build_on_meta, find_config, held_dtype
+
+Layout = Literal["single", "layers", "fsdp", "ddp"]
+LAYOUTS = {
+    "single": "one GPU",
+    "layers": "one process, its layers laid out over the GPUs, which work one after another",
+    "fsdp": "every GPU holds a part of each layer, gathered when it is needed (FSDP2, ZeRO-3)",
+    "ddp": "every GPU holds the whole model",
+}
+_CONFIGS: dict[str, Any] = {
+    "sft": SFTConfig,
+    "distill-topk": SFTConfig,
+    "grpo": GRPOConfig,
+    "distill": DistillationConfig,
+}
+# Settings of a recipe that name a package which must be installed where it runs.
+_ENGINES = (("use_vllm", "vllm", "trl[vllm]"), ("optim", "bitsandbytes", "bitsandbytes"))
+
+
+class _Everything(Collection[str]):
+    """Contains any name: a plan needs none of a recipe's files."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A recipe in numbers."""
+
+    recipe: TrainingRecipe
+    config: PreTrainedConfig
+    layout: Layout
+    micro_batch: int
+    """Sequences that one process passes at a time."""
+    tokens: int
+    """Of the longest sequence."""
+    accumulation: int
+    checkpointing: bool
+    optimizer: str
+    compute_dtype: torch.dtype
+    keep_fp8: bool
+    expert_parallel: int = 1
+    offload: bool = False
+    """Whether weights, gradients and optimizer wait in the host's memory (FSDP)."""
+    built: dict[Any, PreTrainedModel] = field(default_factory=dict, repr=False, compare=False)
+    """Models that were made; requests made from this one by `with_changes` share them."""
+
+    @property
+    def adapts(self) -> bool:
+        """Return whether only an adapter is trained."""
+        return self.recipe.adapter is not None
+
+    def build(self, **changed: int) -> PreTrainedModel:
+        """Return the model as it is trained, on the meta device, with fields of its config changed.
+
+        The unchanged one is made once, since attaching an adapter to sixty layers takes seconds.
+        """
+        recipe = self.recipe
+        made_of = (recipe.model, recipe.adapter, recipe.moe, recipe.stage, self.keep_fp8, self.checkpointing)
+        if not changed:
+            if made_of not in self.built:
+                self.built[made_of] = self._build({})
+            return self.built[made_of]
+        return self._build(changed)
+
+    def _build(self, changed: Mapping[str, int]) -> PreTrainedModel:
+        fields = self.config.to_dict() | changed
+        # Lists with an entry a layer, which are made anew.
+        fields = {name: value for name, value in fields.items() if name not in ("layer_types", "model_type")}
+        config = type(self.config).from_dict(fields)
+        settings = self.recipe.model
+        model: Any = build_on_meta(config, held_dtype(self.config, settings), self.keep_fp8)
+        model = use_head_loss(model)
+        set_losses(model, self.recipe.moe)
+        if self.recipe.adapter is not None:
+            model = attach(model, self.recipe.adapter)
+        freeze_unreached(model, self.recipe.moe, self.recipe.stage)
+        if self.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    def forward_options(self, model: Any) -> dict[str, Any]:
+        """Return the arguments that training passes to the model's forward beside the batch."""
+        if not isinstance(self.config, SeekletConfig):
+            return {}
+        return {"mtp_loss": mtp_mode(model, self.recipe.moe, self.recipe.stage), "return_logits": False}
+
+    def with_changes(self, **changed: Any) -> "Request":
+        """Return this with other settings."""
+        return replace(self, **changed)
+
+
+def read_request(
+    path: Path,
+    overrides: Sequence[str],
+    cluster: Cluster,
+    layout: Layout | None = None,
+    expert_parallel: int = 1,
+    tokens: int | None = None,
+) -> Request:
+    """Return what the recipe of a file asks of `cluster`.
+
+    Raises:
+        RecipeError: the recipe is wrong, has no config, or cannot be laid out so; one line says what to change.
+    """
+    problems = Problems()
+    tree = apply_overrides(read_recipe_file(path), overrides, problems)
+    recipe = read_recipe(tree, problems, TrainingRecipe, _Everything())
+    problems.raise_if_any()
+    assert recipe is not None
+    return make_request(recipe, cluster, layout, expert_parallel, tokens)
+
+
+def make_request(
+    recipe: TrainingRecipe,
+    cluster: Cluster,
+    layout: Layout | None = None,
+    expert_parallel: int = 1,
+    tokens: int | None = None,
+) -> Request:
+    """Return what a recipe asks of `cluster`; the rest as in `read_request`."""
+    config = find_config(recipe.model)
+    layout = layout or _usual_layout(recipe, cluster)
+    _check_layout(recipe, config, cluster, layout, expert_parallel)
+    optimizer = str(_setting(recipe, "optim"))
+    if optimizer not in OPTIMIZER_STATES:
+        known = ", ".join(sorted(OPTIMIZER_STATES))
+        raise RecipeError(f"trainer.optim is {optimizer}, whose memory nobody has counted; allowed in a plan: {known}")
+    held = held_dtype(config, recipe.model)
+    keep = recipe.model.fp8 == "keep"
+    if keep and getattr(config, "quantization_config", None) is None:
+        raise RecipeError(
+            f"model.fp8 is keep, but {recipe.model.path} is no block-fp8 checkpoint; set it to dequantize"
+        )
+    # On a GPU seeklet computes in bf16 and recomputes activations unless it is told otherwise.
+    bf16 = recipe.trainer.get("bf16", True)
+    return Request(
+        recipe=recipe,
+        config=config,
+        layout=layout,
+        micro_batch=int(_setting(recipe, "per_device_train_batch_size")),
+        tokens=tokens or _longest(recipe),
+        accumulation=int(_setting(recipe, "gradient_accumulation_steps")),
+        checkpointing=bool(recipe.trainer.get("gradient_checkpointing", True)),
+        optimizer=optimizer,
+        compute_dtype=torch.bfloat16 if bf16 else held,
+        keep_fp8=keep,
+        expert_parallel=expert_parallel,
+    )
+
+
+def missing_engines(recipe: TrainingRecipe) -> list[str]:
+    """Return a line for each package that the recipe needs where it runs and that is not installed here."""
+    lines = []
+    for key, package, install in _ENGINES:
+        value = recipe.trainer.get(key)
+        needed = value is True or (isinstance(value, str) and ("bnb" in value or "8bit" in value or "paged" in value))
+        if needed and find_spec(package) is None:
+            lines.append(
+                f"trainer.{key}: {value} needs {package}, which is not installed here: pip install '{install}'"
+            )
+    attention = recipe.model.attn_implementation or ""
+    if attention.startswith("flash_attention") and find_spec("flash_attn") is None:
+        lines.append(f"model.attn_implementation: {attention} needs flash-attn, which is not installed here")
+    return lines
+
+
+def _usual_layout(recipe: TrainingRecipe, cluster: Cluster) -> Layout:
+    if cluster.num_gpus == 1:
+        return "single"
+    return "layers" if recipe.model.device_map else "fsdp"
+
+
+def _check_layout(
+    recipe: TrainingRecipe, config: PreTrainedConfig, cluster: Cluster, layout: Layout, expert_parallel: int
+) -> None:
+    if recipe.model.device_map and layout in ("fsdp", "ddp"):
+        raise RecipeError(
+            f"model.device_map: auto lays one process out over all GPUs, which --layout {layout} excludes; leave "
+            "one of them out"
+        )
+    if layout == "layers" and cluster.nodes > 1:
+        raise RecipeError(
+            f"model.device_map: auto reaches the GPUs of one node, and here are {cluster.nodes}; set it to null and "
+            "start with accelerate's FSDP (--layout fsdp)"
+        )
+    if layout == "single" and cluster.num_gpus > 1:
+        raise RecipeError(f"--layout single is for one GPU, and here are {cluster.num_gpus}; leave one of the two out")
+    if expert_parallel == 1:
+        return
+    experts = getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", None)
+    if not experts:
+        raise RecipeError(f"--expert-parallel is {expert_parallel}, but {recipe.model.path} has no routed experts")
+    if layout not in ("fsdp", "ddp"):
+        raise RecipeError(f"--expert-parallel is {expert_parallel}, which --layout {layout} excludes; leave one out")
+    divisors = [n for n in range(1, cluster.num_gpus + 1) if not experts % n and not cluster.num_gpus % n]
+    if expert_parallel not in divisors:
+        raise RecipeError(
+            f"--expert-parallel is {expert_parallel} for {experts} experts on {cluster.num_gpus} GPUs; allowed: "
+            f"divisors of both, {', '.join(map(str, divisors))}"
+        )
+
+
+def _setting(recipe: TrainingRecipe, name: str) -> Any:
+    """Return a setting of the trainer as the recipe, or else TRL, has it."""
+    if name in recipe.trainer:
+        return recipe.trainer[name]
+    field = _CONFIGS[recipe.stage].__dataclass_fields__[name]
+    value = field.default_factory() if callable(field.default_factory) else field.default
+    return getattr(value, "value", value)
+
+
+def _longest(recipe: TrainingRecipe) -> int:
+    section: Any = getattr(recipe, "data", None) or getattr(recipe, "prompts", None)
+    longest = section.max_tokens or 1024
+    if recipe.stage in ("grpo", "distill"):
+        longest += int(_setting(recipe, "max_completion_length") or 256)
+    return longest
+
+
+def samples_per_process(request: Request) -> int:
+    """Return how many samples a process generates at a time, in reinforcement learning; 0 elsewhere."""
+    return request.micro_batch * request.accumulation if isinstance(request.recipe, GrpoRecipe) else 0

@@ -1,0 +1,187 @@
+"""The memory of a training step by running it on fake tensors: every tensor that PyTorch would make, and when it goes.
+
+Nothing is estimated by formula: the model's own forward and backward run without data, and the bytes of all storages
+that are alive are counted at each operation, those inside seeklet's own operators too. What depends on the data is
+taken as it is at worst or on average: every position is labelled, and experts get as many tokens as each other.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Of seeklet's operators, in-tree and where they are installed as a kernel repository.
+_OPERATORS = "seeklet"
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """What a step takes beside weights and optimizer states, in bytes."""
+
+    peak: int
+    """Gradients included."""
+    gradients_at_peak: int
+    saved: int
+    """What autograd keeps when the forward pass is done."""
+
+    @property
+    def activations(self) -> int:
+        """Return what is neither weights, optimizer states nor gradients, at the peak."""
+        return self.peak - self.gradients_at_peak
+
+
+class StorageTracker(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, while they are alive."""
+
+    def __init__(self, at_once: bool):
+        super().__init__()
+        self.live = self.peak = self.gradients = self.gradients_at_peak = 0
+        self._known: dict[int, Any] = {}
+        self._at_once = at_once
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Leave a tensor out of the count: one that was there before."""
+        storage = tensor.untyped_storage()
+        self._known[id(storage)] = weakref.ref(storage, partial(self._forget, id(storage), 0))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        definition = OPDEFS.get(func.name()) if func.namespace.startswith(_OPERATORS) else None
+        if definition is None:
+            result = func(*args, **(kwargs or {}))
+        else:
+            # What the operator makes inside counts as well, so its Python is run in place of its outline.
+            indices = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dtype == torch.int64]
+            rows = max((index.numel() for index in indices), default=0)
+            with self, _KnownData(rows, self._at_once):
+                result = definition._init_fn(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = weakref.ref(storage, partial(self._forget, key, size))
+        self.live += size
+        if self.live > self.peak:
+            self.peak, self.gradients_at_peak = self.live, self.gradients
+
+    def _forget(self, key: int, size: int, _: Any) -> None:
+        self._known.pop(key, None)
+        self.live -= size
+
+
+class _KnownData(TorchFunctionMode):
+    """Answers what only data could: which positions count (all), how many tokens an expert gets (equal numbers)."""
+
+    def __init__(self, rows: int = 0, at_once: bool = False):
+        super().__init__()
+        self._rows = rows
+        # All rows in one expert is how a grouped product of a GPU takes them: in one piece.
+        self._at_once = at_once
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "__getitem__" and _is_mask(args[1]):
+            mask = args[1]
+            return args[0].reshape(mask.numel(), *args[0].shape[mask.dim() :]).clone()
+        if name == "__setitem__" and _is_mask(args[1]):
+            return None
+        if name == "bincount":
+            return args[0].new_empty(kwargs["minlength"])
+        if name == "__int__":
+            # Of the largest code of an fp8 weight: no NaN.
+            return 0
+        if name == "item" and self._rows:
+            # `tolist` of a fake tensor asks for each number by itself.
+            index, experts = args[0].storage_offset(), args[0].untyped_storage().nbytes() // args[0].itemsize
+            if self._at_once:
+                return self._rows if index == 0 else 0
+            return self._rows // experts + (index < self._rows % experts)
+        return func(*args, **kwargs)
+
+
+def trace_step(
+    model: nn.Module, sequences: int, tokens: int, micro_batches: int = 1, at_once: bool = False, **options: Any
+) -> StepBytes:
+    """Return what a training step of `model`, in training mode on the meta device, takes at `sequences` x `tokens`.
+
+    Args:
+        model: returns a loss for `labels`; stays as it is.
+        sequences: of each micro-batch.
+        tokens: of each sequence.
+        micro_batches: whose gradients add up; from the second on the gradients are there in the forward pass.
+        at_once: the experts' rows go through one product, as on a GPU.
+        options: further arguments of the model's forward.
+    """
+    with FakeTensorMode() as fake, _on_cpu(model):
+        ids = torch.zeros(sequences, tokens, dtype=torch.int64)
+        tracker = StorageTracker(at_once)
+        for tensor in (*model.parameters(), *model.buffers(), ids):
+            tracker.ignore(tensor)
+        hooks = [_count_gradient(parameter, tracker) for parameter in model.parameters() if parameter.requires_grad]
+        saved = 0
+        try:
+            with tracker, _KnownData():
+                for _ in range(micro_batches):
+                    loss = model(input_ids=ids, labels=ids, use_cache=False, **options).loss
+                    saved = max(saved, tracker.live - tracker.gradients)
+                    loss.backward()
+                    del loss
+        finally:
+            for hook in hooks:
+                hook.remove()
+            model.zero_grad(set_to_none=True)
+    assert fake is not None
+    return StepBytes(tracker.peak, tracker.gradients_at_peak, saved)
+
+
+def _count_gradient(parameter: nn.Parameter, tracker: StorageTracker) -> Any:
+    def count(_: torch.Tensor) -> None:
+        if id(parameter) not in counted:
+            counted.add(id(parameter))
+            tracker.gradients += parameter.numel() * parameter.dtype.itemsize
+
+    counted: set[int] = set()
+    return parameter.register_post_accumulate_grad_hook(count)
+
+
+@contextmanager
+def _on_cpu(model: nn.Module) -> Iterator[None]:
+    """Make the parameters and buffers of `model` fake tensors of the CPU inside the block."""
+    places = [
+        (module, names, name, tensor)
+        for module in model.modules()
+        for names in (module._parameters, module._buffers)
+        for name, tensor in names.items()
+        if tensor is not None
+    ]
+    made: dict[int, torch.Tensor] = {}
+    for _, names, name, tensor in places:
+        if id(tensor) not in made:
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+        names[name] = made[id(tensor)]
+    try:
+        yield
+    finally:
+        for _, names, name, tensor in places:
+            names[name] = tensor
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool
