@@ -28,6 +28,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .atomic_directory import replaced_directory
+from .blockwise import Quantization, check_quantization
 from .checkpoint_config import (
     asked_fp8,
     config_to_save,
@@ -43,8 +44,10 @@ from .checkpoint_load import BlockFp8Origin, load_plan, rules_of, streaming_obst
 from .checkpoint_names import memory_name, published_names
 from .checkpoint_plan import FP8, make_plan, read_headers, refuse
 from .checkpoint_save import PUBLISHED_FP8, Layout, is_weights_file, parse_size, write_weights
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .fp8 import install_fp8
+from .quantized import is_quantized
+from .quantized_load import load_quantized
 
 __all__ = ["CheckpointMixin", "memory_name", "published_names"]
 
@@ -58,6 +61,7 @@ class _Request:
     quantization: dict[str, Any] | None = None
     keep_fp8: bool = False
     key_mapping: bool = False
+    quantize: Quantization | None = None
 
 
 Model = TypeVar("Model", bound="CheckpointMixin")
@@ -90,6 +94,7 @@ class CheckpointMixin(PreTrainedModel):
         config: PreTrainedConfig | str | os.PathLike | None = None,
         quantization_config: QuantizationConfigMixin | dict | None = None,
         keep_fp8: bool = False,
+        quantize: Quantization | None = None,
         **kwargs: Any,
     ) -> Model:
         """Return the model of a checkpoint, as transformers' `from_pretrained` does, and with its other arguments.
@@ -106,13 +111,20 @@ class CheckpointMixin(PreTrainedModel):
                 checkpoint, `FineGrainedFP8Config(dequantize=False)` means `keep_fp8=True`.
             keep_fp8: keep the weights of a block-fp8 checkpoint as they are, frozen, and dequantise them per use:
                 the base for training adapters. Also by `AutoModelForCausalLM.from_pretrained(path, keep_fp8=True)`.
+            quantize: nf4, fp4 or int8: hold the projections of attention, MLPs and routed experts so, frozen, each
+                quantised by bitsandbytes as it is read: the base for training adapters in the least memory (QLoRA).
             kwargs: see transformers.
 
         Raises:
             CheckpointError: the files do not fit the config: a tensor is missing, is there but not expected, is
                 truncated, or has another shape or dtype. Lists each with what was found and expected.
-            ConfigError: the config has a field with a value that is not allowed.
+            ConfigError: the config has a field with a value that is not allowed, or the weights cannot be quantised.
         """
+        if quantize is not None:
+            check_quantization(quantize)
+            if keep_fp8 or quantization_config is not None:
+                other = "keep_fp8" if keep_fp8 else "quantization_config"
+                raise ConfigError(f"quantize is {quantize!r} and {other} is given too; leave one of them out")
         if pretrained_model_name_or_path is None or kwargs.get("gguf_file") is not None:
             return super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -132,7 +144,7 @@ class CheckpointMixin(PreTrainedModel):
         # A key_mapping may yet make MTP modules of what has another name.
         if names is not None and not kwargs.get("key_mapping"):
             set_true_mtp_depth(config, names, cls._uses_mtp)
-        token = _REQUEST.set(_Request(quantization, keep_fp8, bool(kwargs.get("key_mapping"))))
+        token = _REQUEST.set(_Request(quantization, keep_fp8, bool(kwargs.get("key_mapping")), quantize))
         try:
             return super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -176,11 +188,15 @@ class CheckpointMixin(PreTrainedModel):
             plan, misfits = make_plan(model.state_dict(), stored, rules)
             refuse([*problems, *misfits], what)
             obstacle = streaming_obstacle(model, load_config, request.keep_fp8)
+            if obstacle is None and request.quantize is not None:
+                return load_quantized(model, plan, load_config, request.quantize), None
             if obstacle is None:
                 info, scales = load_plan(model, plan, load_config)
                 if is_fp8:
                     model.block_fp8_origin = BlockFp8Origin(request.quantization or dict(PUBLISHED_FP8), scales)
                 return info, None
+        if request.quantize is not None:
+            raise CheckpointError(f"{what}: quantize={request.quantize!r} cannot be had with {obstacle}")
         if is_fp8:
             raise CheckpointError(f"{what}: block-fp8 cannot be loaded with {obstacle}; load and save it without first")
         return PreTrainedModel._load_pretrained_model(*by_transformers)
@@ -226,6 +242,11 @@ class CheckpointMixin(PreTrainedModel):
             NotADirectoryError: `save_directory` is a file.
             OSError: writing fails; the old checkpoint is still there.
         """
+        if is_quantized(self):
+            raise CheckpointError(
+                f"{save_directory}: the model's weights are quantised, which the published format has no names for; "
+                "save the adapter, and merge it into the checkpoint that was loaded"
+            )
         by_transformers = getattr(self, "_hf_peft_config_loaded", False) or distributed_checkpoint
         if by_transformers or getattr(self, "hf_quantizer", None) is not None or not save_original_format:
             super().save_pretrained(
