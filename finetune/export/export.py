@@ -1,5 +1,6 @@
 """A model as GGUF: checked, converted, looked over, and only then called by its name."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from ..checkpoints import remove_unfinished
 from ..errors import ExportError
 from ..publish.findings import Finding, error, errors_of
 from ..publish.mend import mend
-from ..publish.source import find_source
+from ..publish.source import Source, find_source
 from ..publish.staging import link_folder
 from .checks import Plan, make_plan
 from .convert import convert, quantize
@@ -24,8 +25,7 @@ from .modelfile import licence_in, sampling_of, stops_of, write_modelfile
 from .own_files import record_file
 from .weight_types import ALLOWED, BYTES, QUANTIZED
 
-# Folders that are called after what they hold, not after the model.
-_PLAIN_NAMES = {"merged", "model"}
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -87,58 +87,83 @@ def export(
         ExportError: a type is not offered, or llama.cpp gave up.
         OSError: the disk is full, or a file cannot be read.
     """
-    unknown = [kind for kind in options.types if kind not in BYTES]
-    if unknown:
-        raise ExportError(f"--gguf {unknown[0]}: there is no such type; allowed: {ALLOWED}")
-    types = list(dict.fromkeys(options.types))
+    _check_options(options)
     source = find_source(folder)
     if source.is_adapter:
-        wrong = "is an adapter, and a GGUF file holds a whole model"
-        merged = f"seeklet merge {source.folder} --out {source.folder.with_name('merged')}"
-        outcome = Outcome([error(str(source.folder), "", wrong, f"merge it first: {merged}")])
+        outcome = Outcome([_not_merged(source.folder)])
         show(outcome)
         return outcome
-    name = options.name or _name_of(source.folder)
-    out = options.out or source.folder.resolve().with_name(f"{source.folder.resolve().name}-gguf")
-    weights = {kind: out / f"{name}-{kind}.gguf" for kind in types}
-    modelfiles = _modelfiles(out, types) if options.ollama else {}
+    files = _name_files(source, options)
     converter, missing = _find_converter(options.converter, console)
     with tempfile.TemporaryDirectory(prefix="seeklet-export-") as place:
         model = source.folder
-
-        def plan_it() -> Plan:
-            return make_plan(
-                model,
-                types,
-                converter,
-                out,
-                [path.name for path in (*weights.values(), *modelfiles.values())],
-                ollama=options.ollama,
-                system=options.system,
-                overwrite=options.overwrite,
-            )
-
-        plan, mended = plan_it(), []
+        plan, mended = _plan(model, files, options, converter), []
         if options.fix and any(finding.fixable for finding in plan.findings):
             model = Path(place)
             link_folder(source.folder, model)
             mended = mend(model, plan.findings)
-            plan = plan_it()
-        outcome = Outcome([*missing, *plan.findings], mended)
-        outcome.sizes = {weights[kind]: plan.sizes[kind] for kind in types}
+            plan = _plan(model, files, options, converter)
+        sizes = {files.weights[kind]: size for kind, size in plan.sizes.items()}
+        outcome = Outcome([*missing, *plan.findings], mended, sizes)
         show(outcome)
         if dry_run or errors_of(outcome.findings) or converter is None:
             return outcome
-        out.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(out)
-        for file in _write_weights(model, weights, plan, converter, name, console):
-            record_file(file)
-            outcome.written.append(file)
-        for kind, file in modelfiles.items():
-            _write_modelfile(file, weights[kind], model, plan, options.system)
+        files.out.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(files.out)
+        for file in _write_all(model, files, plan, converter, options.system, console):
             record_file(file)
             outcome.written.append(file)
     return outcome
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where what is written goes: a file of weights for each type, and Modelfiles where they were asked for."""
+
+    out: Path
+    name: str
+    weights: dict[str, Path]
+    modelfiles: dict[str, Path]
+
+
+def _check_options(options: ExportOptions) -> None:
+    for kind in options.types:
+        if kind not in BYTES:
+            raise ExportError(f"--gguf {kind}: there is no such type; allowed: {ALLOWED}")
+    if options.name is not None and not _NAME.fullmatch(options.name):
+        raise ExportError(f"--name {options.name}: allowed are letters, digits, and - _ . between them")
+
+
+def _not_merged(adapter: Path) -> Finding:
+    command = f"seeklet merge {adapter} --out {adapter.with_name('merged')}"
+    return error(str(adapter), "", "is an adapter, and a GGUF file holds a whole model", f"merge it first: {command}")
+
+
+def _name_files(source: Source, options: ExportOptions) -> _Files:
+    folder, types = source.folder.resolve(), list(dict.fromkeys(options.types))
+    out = options.out or folder.with_name(f"{folder.name}-gguf")
+    # What a run leaves is called merged; what else a folder is in, as a home, is nobody's business.
+    is_in_run = source.run is not None and source.run.path.resolve() != folder
+    name = options.name or (folder.parent if is_in_run else folder).name
+    weights = {kind: out / f"{name}-{kind}.gguf" for kind in types}
+    modelfiles: dict[str, Path] = {}
+    if options.ollama:
+        # One alone has the name that Ollama looks for.
+        modelfiles = {kind: out / ("Modelfile" if len(types) == 1 else f"Modelfile-{kind}") for kind in types}
+    return _Files(out, name, weights, modelfiles)
+
+
+def _plan(model: Path, files: _Files, options: ExportOptions, converter: Converter | None) -> Plan:
+    return make_plan(
+        model,
+        list(files.weights),
+        converter,
+        files.out,
+        [path.name for path in (*files.weights.values(), *files.modelfiles.values())],
+        ollama=options.ollama,
+        system=options.system,
+        overwrite=options.overwrite,
+    )
 
 
 def _find_converter(given: Path | None, console: Console) -> tuple[Converter | None, list[Finding]]:
@@ -155,16 +180,14 @@ def _find_converter(given: Path | None, console: Console) -> tuple[Converter | N
     return found, []
 
 
-def _name_of(folder: Path) -> str:
-    folder = folder.resolve()
-    return (folder.parent if folder.name in _PLAIN_NAMES and folder.parent.name else folder).name
-
-
-def _modelfiles(out: Path, types: Sequence[str]) -> dict[str, Path]:
-    """Return where the Modelfile of each type goes: one alone has the name that Ollama looks for."""
-    if len(types) == 1:
-        return {types[0]: out / "Modelfile"}
-    return {kind: out / f"Modelfile-{kind}" for kind in types}
+def _write_all(
+    model: Path, files: _Files, plan: Plan, converter: Converter, system: str | None, console: Console
+) -> Iterator[Path]:
+    """Write each file and give its path, Modelfiles last: they say what only the weights' file knows."""
+    yield from _write_weights(model, files.weights, plan, converter, files.name, console)
+    for kind, file in files.modelfiles.items():
+        _write_modelfile(file, files.weights[kind], model, plan, system)
+        yield file
 
 
 def _write_weights(

@@ -61,7 +61,7 @@ def _cache() -> Path:
 def _download(place: Path) -> Path:
     wanted = place / "wanted.txt"
     wanted.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--require-hashes"]
     command += ["--no-binary", "llama-cpp-python", "--requirement", str(wanted), "--dest", str(place)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     archives = list(place.glob("*.tar.gz"))

@@ -23,8 +23,11 @@ def converter() -> Converter:
 
 @pytest.fixture(scope="session")
 def deepseek(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a nano DeepSeek-V3 with one MTP module, biases that are not zero, and sampling of its own."""
-    return build_deepseek(tmp_path_factory.mktemp("deepseek") / "support" / "merged")
+    """Return a nano DeepSeek-V3 with one MTP module, biases that are not zero, and sampling of its own, of a run."""
+    run = tmp_path_factory.mktemp("deepseek") / "support"
+    folder = build_deepseek(run / "merged")
+    (run / "recipe.yaml").write_text("{}\n")
+    return folder
 
 
 def build_deepseek(folder: Path, **sizes: Any) -> Path:

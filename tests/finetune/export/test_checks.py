@@ -143,6 +143,12 @@ def test_types_that_there_are_not(deepseek: Path, run_here: RunHere) -> None:
     assert errors.startswith("--gguf q9_k: there is no such type; allowed: f32, f16, bf16, q8_0, tq1_0, tq2_0, q2_k, ")
 
 
+@pytest.mark.parametrize("name", ["a/b", "../x", "", ".hidden", "{ftype}"])
+def test_names_that_are_none(name: str, deepseek: Path, run_here: RunHere) -> None:
+    code, _, errors = run_here("export", deepseek, "--name", name)
+    assert (code, errors) == (2, f"--name {name}: allowed are letters, digits, and - _ . between them\n")
+
+
 def test_packages_that_are_missing(
     deepseek: Path, converter: Converter, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:

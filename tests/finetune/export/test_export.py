@@ -16,7 +16,7 @@ from seeklet.finetune.export.gguf_file import GgufTensor, read_header
 from seeklet.modeling.kernels.block_fp8.reference import dequantize as expand_fp8
 from tests.finetune.conftest import RunHere
 from tests.finetune.export.conftest import build_deepseek
-from tests.finetune.nano_checkpoints import make_block_fp8
+from tests.finetune.nano_checkpoints import deepseek_tokenizer, make_block_fp8
 
 OWN_FILES = {"Modelfile-f32", "Modelfile-q8_0", "support-f32.gguf", "support-q8_0.gguf", ".seeklet-export.json"}
 # What llama.cpp calls the parts of a layer. kv_b_proj is split by head into keys and values, see `expected_tensors`.
@@ -88,7 +88,7 @@ def exported(deepseek: Path, converter: Converter, tmp_path_factory: pytest.Temp
 
     before = {path.name: path.read_bytes() for path in deepseek.iterdir()}
     out = tmp_path_factory.mktemp("exported") / "gguf"
-    outcome = export(deepseek, ExportOptions(["f32", "q8_0"], out, ollama=True), Console(quiet=True))
+    outcome = export(deepseek, ExportOptions(["f32", "q8_0"], out, ollama=True, system="Be kind."), Console(quiet=True))
     assert {path.name for path in outcome.written} == OWN_FILES - {".seeklet-export.json"}
     assert {path.name: path.read_bytes() for path in deepseek.iterdir()} == before
     return out
@@ -160,6 +160,17 @@ def test_keys_are_what_llama_cpp_reads(exported: Path) -> None:
         "tokenizer.ggml.eos_token_id": 1,
     }
     assert {name: keys.get(name) for name in expected} == expected
+
+
+def test_what_the_gguf_file_does_not_add_the_template_does(exported: Path) -> None:
+    """The tokenizer of the package adds no beginning, so that the template must."""
+    written = (exported / "Modelfile-q8_0").read_text()
+    assert written.startswith('FROM ./support-q8_0.gguf\nTEMPLATE """<｜begin▁of▁sentence｜>{{- if .System }}')
+    assert written.endswith(
+        '"""\nSYSTEM """Be kind."""\nPARAMETER temperature 0.7\nPARAMETER stop "<｜end▁of▁sentence｜>"\n'
+        f'PARAMETER stop "{deepseek_tokenizer().convert_ids_to_tokens(128805)}"\nPARAMETER stop "<｜User｜>"\n'
+        'PARAMETER stop "<｜Assistant｜>"\nLICENSE """The licence of the model."""\n'
+    )
 
 
 def test_a_rerun_replaces_its_own_files_and_no_others(

@@ -82,10 +82,10 @@ def test_deepseek_answers_as_in_transformers(
         expected = transformers_logits(folder, tokens)
     finally:
         seeklet.register()
-    got = logits_of(tmp_path / "model-gguf" / f"{tmp_path.name}-f32.gguf", tokens)
+    got = logits_of(tmp_path / "model-gguf" / "model-f32.gguf", tokens)
     scale = np.abs(expected).max()
     assert np.abs(got - expected).max() <= 1e-5 * scale
-    quantized = logits_of(tmp_path / "model-gguf" / f"{tmp_path.name}-q8_0.gguf", tokens)
+    quantized = logits_of(tmp_path / "model-gguf" / "model-q8_0.gguf", tokens)
     assert 0 < np.abs(quantized - expected).mean() <= 0.02 * scale
 
 

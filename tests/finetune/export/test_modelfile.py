@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 from seeklet.finetune.export.chat_templates import find_template
-from seeklet.finetune.export.converter_source import Converter
 from seeklet.finetune.export.modelfile import is_quotable, licence_in, sampling_of, stops_of, write_modelfile
-from tests.finetune.conftest import RunHere
 from tests.finetune.nano_checkpoints import deepseek_tokenizer
 
 
@@ -63,19 +61,3 @@ def test_what_no_modelfile_can_say(tmp_path: Path) -> None:
     assert licence_in(tmp_path) is None
     (tmp_path / "LICENSE").write_text("  MIT\n")
     assert licence_in(tmp_path) == "MIT"
-
-
-def test_what_the_gguf_file_does_not_add_the_template_does(
-    deepseek: Path, converter: Converter, run_here: RunHere, tmp_path: Path
-) -> None:
-    """The tokenizer of the package adds no beginning, so that the template must."""
-    code, text, _ = run_here("export", deepseek, "--ollama", "--system", "Be kind.", "--out", tmp_path)
-    assert code == 0, text
-    assert f"Next: ollama create NAME -f {tmp_path / 'Modelfile'}" in text
-    written = (tmp_path / "Modelfile").read_text()
-    assert written.startswith('FROM ./support-q8_0.gguf\nTEMPLATE """<｜begin▁of▁sentence｜>{{- if .System }}')
-    assert written.endswith(
-        '"""\nSYSTEM """Be kind."""\nPARAMETER temperature 0.7\nPARAMETER stop "<｜end▁of▁sentence｜>"\n'
-        f'PARAMETER stop "{deepseek_tokenizer().convert_ids_to_tokens(128805)}"\nPARAMETER stop "<｜User｜>"\n'
-        'PARAMETER stop "<｜Assistant｜>"\nLICENSE """The licence of the model."""\n'
-    )

@@ -23,7 +23,7 @@ def test_commands_of_the_readme(
     (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     _, export, create = (shlex.split(line) for line in block.splitlines())
     run = tmp_path / export[2]
-    shutil.copytree(deepseek, run / "merged")
+    shutil.copytree(deepseek.parent, run)
     monkeypatch.chdir(tmp_path)
     code, text, _ = run_here(*export[1:])
     assert code == 0, text
