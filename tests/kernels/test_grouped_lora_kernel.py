@@ -24,7 +24,7 @@ CHIPS = [80, 90]
 
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts, "block_rows", lambda *_: 16)
-    monkeypatch.setattr(tiling, "of_rows", lambda *_: tiling.Tiling(16, 32, 32, 4, 2, group=2))
+    monkeypatch.setattr(tiling, "of_rows", lambda *_: tiling.Tiling(16, 32, 32, 4, 2, group=2, persistent=True))
     monkeypatch.setattr(tiling, "over_rows", lambda *_: tiling.Tiling(32, 16, 16, 4, 2))
 
 

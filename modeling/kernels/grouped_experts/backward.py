@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .product import add_low_rank, drop, multiply, store_low
-from .tiles import find_tile
+from .tiles import find_tile, last_program
 
 # Columns of SwiGLU's gradient that a program holds together.
 COLUMNS_AT_ONCE = tl.constexpr(32)
@@ -59,6 +59,7 @@ def activation_kernel(
     hidden_ptr,
     rows_ptr,
     tiles_ptr,
+    used_ptr,
     ends_ptr,
     grad_hidden_ptr,
     active_ptr,
@@ -79,6 +80,7 @@ def activation_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    PERSISTENT: tl.constexpr,
     EVEN: tl.constexpr,
     TMA: tl.constexpr,
     FP8: tl.constexpr,
@@ -89,87 +91,84 @@ def activation_kernel(
 
     With SAVE also weight * silu(gate) * up (S, I), as the forward pass made it, and grad R^T (S, RANK).
     """
-    expert, first, column = find_tile(tiles_ptr, num_tiles, width, BLOCK_N, GROUP)
-    if expert < 0:
-        return
-    DTYPE: tl.constexpr = grad_hidden_ptr.dtype.element_ty
-    row = first + tl.arange(0, BLOCK_M)
-    inside = row < tl.load(ends_ptr + expert)
-    choice = tl.load(rows_ptr + row, mask=inside, other=0)
-    token = (choice.to(tl.int32) // TOP_K).to(tl.int64)
-    grad, low = multiply(
-        grad_ptr,
-        first,
-        token,
-        inside,
-        stride_grad,
-        weight,
-        scale_ptr,
-        stride_expert,
-        stride_out,
-        stride_in,
-        num_out,
-        width,
-        expert,
-        column,
-        left_ptr,
-        keep_ptr,
-        DTYPE,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        BLOCK_RANK,
-        RANK,
-        1,
-        True,
-        EVEN,
-        False,
-        TMA,
-        FP8,
-        False,
-    )
-    wide_row = row.to(tl.int64)
-    if RANK:
-        if DROP:
-            added = add_low_rank(
-                tl.zeros_like(grad), low, right_ptr, expert, column, width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
-            )
-            grad += drop(added, keep_ptr, wide_row, inside, column, width, BLOCK_N)
-        else:
-            grad = add_low_rank(grad, low, right_ptr, expert, column, width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N)
-        if SAVE and column == 0:
-            store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
-    routing = tl.load(weights_ptr + choice, mask=inside, other=0.0).to(tl.float32)[:, None]
-    partial = tl.zeros((BLOCK_M,), tl.float32)
-    # A part of the columns after the other, as there are not enough registers for all.
-    PART: tl.constexpr = min(BLOCK_N, COLUMNS_AT_ONCE)
-    if BLOCK_N == PART:
-        partial += activate_back(
-            grad, column, hidden_ptr, grad_hidden_ptr, active_ptr, routing, wide_row, inside, width, PART, SAVE
+    used = tl.load(used_ptr)
+    last = last_program(used * tl.cdiv(width, BLOCK_N), PERSISTENT)
+    for program in range(tl.program_id(0), last, tl.num_programs(0) if PERSISTENT else 1):
+        expert, first, column = find_tile(program, used, tiles_ptr, num_tiles, width, BLOCK_N, GROUP)
+        DTYPE: tl.constexpr = grad_hidden_ptr.dtype.element_ty
+        row = first + tl.arange(0, BLOCK_M)
+        inside = row < tl.load(ends_ptr + expert)
+        choice = tl.load(rows_ptr + row, mask=inside, other=0)
+        token = (choice.to(tl.int32) // TOP_K).to(tl.int64)
+        grad, low = multiply(
+            grad_ptr,
+            first,
+            token,
+            inside,
+            stride_grad,
+            weight,
+            scale_ptr,
+            stride_expert,
+            stride_out,
+            stride_in,
+            num_out,
+            width,
+            expert,
+            column,
+            left_ptr,
+            keep_ptr,
+            DTYPE,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            BLOCK_RANK,
+            RANK,
+            1,
+            True,
+            EVEN,
+            False,
+            TMA,
+            FP8,
+            False,
         )
-    else:
-        halves = tl.split(grad.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
-        for half in tl.static_range(2):
-            if BLOCK_N == 2 * PART:
-                partial += activate_back(
-                    halves[half],
-                    column + half * PART,
-                    hidden_ptr,
-                    grad_hidden_ptr,
-                    active_ptr,
-                    routing,
-                    wide_row,
-                    inside,
+        wide_row = row.to(tl.int64)
+        if RANK:
+            if DROP:
+                added = add_low_rank(
+                    tl.zeros_like(grad),
+                    low,
+                    right_ptr,
+                    expert,
+                    column,
                     width,
-                    PART,
-                    SAVE,
+                    scaling,
+                    DTYPE,
+                    RANK,
+                    BLOCK_RANK,
+                    BLOCK_N,
                 )
+                grad += drop(added, keep_ptr, wide_row, inside, column, width, BLOCK_N)
             else:
-                quarters = tl.split(halves[half].reshape(BLOCK_M, 2, PART).permute(0, 2, 1))
-                for quarter in tl.static_range(2):
+                grad = add_low_rank(
+                    grad, low, right_ptr, expert, column, width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
+                )
+            if SAVE and column == 0:
+                store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
+        routing = tl.load(weights_ptr + choice, mask=inside, other=0.0).to(tl.float32)[:, None]
+        partial = tl.zeros((BLOCK_M,), tl.float32)
+        # A part of the columns after the other, as there are not enough registers for all.
+        PART: tl.constexpr = min(BLOCK_N, COLUMNS_AT_ONCE)
+        if BLOCK_N == PART:
+            partial += activate_back(
+                grad, column, hidden_ptr, grad_hidden_ptr, active_ptr, routing, wide_row, inside, width, PART, SAVE
+            )
+        else:
+            halves = tl.split(grad.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
+            for half in tl.static_range(2):
+                if BLOCK_N == 2 * PART:
                     partial += activate_back(
-                        quarters[quarter],
-                        column + (2 * half + quarter) * PART,
+                        halves[half],
+                        column + half * PART,
                         hidden_ptr,
                         grad_hidden_ptr,
                         active_ptr,
@@ -180,7 +179,23 @@ def activation_kernel(
                         PART,
                         SAVE,
                     )
-    tl.store(partial_ptr + choice * tl.cdiv(width, BLOCK_N) + column // BLOCK_N, partial, mask=inside)
+                else:
+                    quarters = tl.split(halves[half].reshape(BLOCK_M, 2, PART).permute(0, 2, 1))
+                    for quarter in tl.static_range(2):
+                        partial += activate_back(
+                            quarters[quarter],
+                            column + (2 * half + quarter) * PART,
+                            hidden_ptr,
+                            grad_hidden_ptr,
+                            active_ptr,
+                            routing,
+                            wide_row,
+                            inside,
+                            width,
+                            PART,
+                            SAVE,
+                        )
+        tl.store(partial_ptr + choice * tl.cdiv(width, BLOCK_N) + column // BLOCK_N, partial, mask=inside)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .product import add_low_rank, drop, load_factor, multiply, store_low
-from .tiles import find_tile, load_rows, load_weights
+from .tiles import find_tile, last_program, load_rows, load_weights
 
 
 @triton.jit
@@ -22,6 +22,7 @@ def gate_up_kernel(
     weights_ptr,
     rows_ptr,
     tiles_ptr,
+    used_ptr,
     ends_ptr,
     hidden_ptr,
     active_ptr,
@@ -42,6 +43,7 @@ def gate_up_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    PERSISTENT: tl.constexpr,
     EVEN: tl.constexpr,
     TMA: tl.constexpr,
     FP8: tl.constexpr,
@@ -49,84 +51,87 @@ def gate_up_kernel(
     SAVE: tl.constexpr,
 ):
     """Write weight * silu(gate) * up of one tile (S, I), and with SAVE gate and up (S, 2I) and x L (S, RANK)."""
-    expert, first, column = find_tile(tiles_ptr, num_tiles, width, BLOCK_N, GROUP)
-    if expert < 0:
-        return
-    DTYPE: tl.constexpr = active_ptr.dtype.element_ty
-    row = first + tl.arange(0, BLOCK_M)
-    inside = row < tl.load(ends_ptr + expert)
-    choice = tl.load(rows_ptr + row, mask=inside, other=0)
-    token = (choice.to(tl.int32) // TOP_K).to(tl.int64)
-    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    low = tl.zeros((BLOCK_M, BLOCK_RANK), tl.float32)
-    for k in range(0, num_in, BLOCK_K):
-        x = load_rows(x_ptr, first, token, inside, k, stride_x, num_in, BLOCK_K, EVEN, False)
-        w = load_weights(
-            weight,
-            scale_ptr,
-            expert,
-            column,
-            k,
-            stride_expert,
-            stride_out,
-            stride_in,
-            2 * width,
-            num_in,
-            DTYPE,
-            BLOCK_N,
-            BLOCK_K,
-            PARTS,
-            EVEN,
-            TMA,
-            FP8,
-        )
-        gate = tl.dot(x, w.T, gate, input_precision="ieee")
-        w = load_weights(
-            weight,
-            scale_ptr,
-            expert,
-            width + column,
-            k,
-            stride_expert,
-            stride_out,
-            stride_in,
-            2 * width,
-            num_in,
-            DTYPE,
-            BLOCK_N,
-            BLOCK_K,
-            PARTS,
-            EVEN,
-            TMA,
-            FP8,
-        )
-        up = tl.dot(x, w.T, up, input_precision="ieee")
+    used = tl.load(used_ptr)
+    last = last_program(used * tl.cdiv(width, BLOCK_N), PERSISTENT)
+    for program in range(tl.program_id(0), last, tl.num_programs(0) if PERSISTENT else 1):
+        expert, first, column = find_tile(program, used, tiles_ptr, num_tiles, width, BLOCK_N, GROUP)
+        DTYPE: tl.constexpr = active_ptr.dtype.element_ty
+        row = first + tl.arange(0, BLOCK_M)
+        inside = row < tl.load(ends_ptr + expert)
+        choice = tl.load(rows_ptr + row, mask=inside, other=0)
+        token = (choice.to(tl.int32) // TOP_K).to(tl.int64)
+        gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        low = tl.zeros((BLOCK_M, BLOCK_RANK), tl.float32)
+        for k in range(0, num_in, BLOCK_K):
+            x = load_rows(x_ptr, first, token, inside, k, stride_x, num_in, BLOCK_K, EVEN, False)
+            w = load_weights(
+                weight,
+                scale_ptr,
+                expert,
+                column,
+                k,
+                stride_expert,
+                stride_out,
+                stride_in,
+                2 * width,
+                num_in,
+                DTYPE,
+                BLOCK_N,
+                BLOCK_K,
+                PARTS,
+                EVEN,
+                TMA,
+                FP8,
+            )
+            gate = tl.dot(x, w.T, gate, input_precision="ieee")
+            w = load_weights(
+                weight,
+                scale_ptr,
+                expert,
+                width + column,
+                k,
+                stride_expert,
+                stride_out,
+                stride_in,
+                2 * width,
+                num_in,
+                DTYPE,
+                BLOCK_N,
+                BLOCK_K,
+                PARTS,
+                EVEN,
+                TMA,
+                FP8,
+            )
+            up = tl.dot(x, w.T, up, input_precision="ieee")
+            if RANK:
+                if DROP:
+                    x = drop(x, keep_ptr, token, inside, k, num_in, BLOCK_K)
+                left = load_factor(left_ptr, expert, k, num_in, DTYPE, RANK, BLOCK_RANK, BLOCK_K)
+                low = tl.dot(x, left.T, low, input_precision="ieee")
         if RANK:
-            if DROP:
-                x = drop(x, keep_ptr, token, inside, k, num_in, BLOCK_K)
-            left = load_factor(left_ptr, expert, k, num_in, DTYPE, RANK, BLOCK_RANK, BLOCK_K)
-            low = tl.dot(x, left.T, low, input_precision="ieee")
-    if RANK:
-        gate = add_low_rank(gate, low, right_ptr, expert, column, 2 * width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N)
-        up = add_low_rank(
-            up, low, right_ptr, expert, width + column, 2 * width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
-        )
-        if SAVE and column == 0:
-            store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
-    columns = (column + tl.arange(0, BLOCK_N))[None, :]
-    mask = inside[:, None] & (columns < width)
-    place = row[:, None].to(tl.int64) * width + columns
-    # The activation is made of what is kept, so that the backward pass recomputes the same.
-    gate = gate.to(DTYPE)
-    up = up.to(DTYPE)
-    if SAVE:
-        twice = row[:, None].to(tl.int64) * (2 * width) + columns
-        tl.store(hidden_ptr + twice, gate, mask=mask)
-        tl.store(hidden_ptr + twice + width, up, mask=mask)
-    gate = gate.to(tl.float32)
-    routing = tl.load(weights_ptr + choice, mask=inside, other=0.0).to(tl.float32)[:, None]
-    tl.store(active_ptr + place, (gate * tl.sigmoid(gate) * up.to(tl.float32) * routing).to(DTYPE), mask=mask)
+            gate = add_low_rank(
+                gate, low, right_ptr, expert, column, 2 * width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
+            )
+            up = add_low_rank(
+                up, low, right_ptr, expert, width + column, 2 * width, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
+            )
+            if SAVE and column == 0:
+                store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
+        columns = (column + tl.arange(0, BLOCK_N))[None, :]
+        mask = inside[:, None] & (columns < width)
+        place = row[:, None].to(tl.int64) * width + columns
+        # The activation is made of what is kept, so that the backward pass recomputes the same.
+        gate = gate.to(DTYPE)
+        up = up.to(DTYPE)
+        if SAVE:
+            twice = row[:, None].to(tl.int64) * (2 * width) + columns
+            tl.store(hidden_ptr + twice, gate, mask=mask)
+            tl.store(hidden_ptr + twice + width, up, mask=mask)
+        gate = gate.to(tl.float32)
+        routing = tl.load(weights_ptr + choice, mask=inside, other=0.0).to(tl.float32)[:, None]
+        tl.store(active_ptr + place, (gate * tl.sigmoid(gate) * up.to(tl.float32) * routing).to(DTYPE), mask=mask)
 
 
 @triton.jit
@@ -139,6 +144,7 @@ def rows_kernel(
     keep_ptr,
     rows_ptr,
     tiles_ptr,
+    used_ptr,
     ends_ptr,
     out_ptr,
     low_ptr,
@@ -159,6 +165,7 @@ def rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    PERSISTENT: tl.constexpr,
     EVEN: tl.constexpr,
     SOURCE_TMA: tl.constexpr,
     TMA: tl.constexpr,
@@ -171,70 +178,71 @@ def rows_kernel(
     Forward (in to out) DROP is of this product's input, by sorted row; backward (OVER_OUT) of its output, by token.
     """
     num_columns = num_in if OVER_OUT else num_out
-    expert, first, column = find_tile(tiles_ptr, num_tiles, num_columns, BLOCK_N, GROUP)
-    if expert < 0:
-        return
-    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
-    row = first + tl.arange(0, BLOCK_M)
-    inside = row < tl.load(ends_ptr + expert)
-    choice = tl.load(rows_ptr + row, mask=inside, other=0)
-    product, low = multiply(
-        source,
-        first,
-        row.to(tl.int64),
-        inside,
-        stride_source,
-        weight,
-        scale_ptr,
-        stride_expert,
-        stride_out,
-        stride_in,
-        num_out,
-        num_in,
-        expert,
-        column,
-        left_ptr,
-        keep_ptr,
-        DTYPE,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        BLOCK_RANK,
-        RANK,
-        PARTS,
-        OVER_OUT,
-        EVEN,
-        SOURCE_TMA,
-        TMA,
-        FP8,
-        DROP and not OVER_OUT,
-    )
-    if RANK:
-        if DROP and OVER_OUT:
-            added = add_low_rank(
-                tl.zeros_like(product),
-                low,
-                right_ptr,
-                expert,
-                column,
-                num_columns,
-                scaling,
-                DTYPE,
-                RANK,
-                BLOCK_RANK,
-                BLOCK_N,
-            )
-            token = (choice.to(tl.int32) // TOP_K).to(tl.int64)
-            product += drop(added, keep_ptr, token, inside, column, num_columns, BLOCK_N)
-        else:
-            product = add_low_rank(
-                product, low, right_ptr, expert, column, num_columns, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
-            )
-        if SAVE and column == 0:
-            store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
-    columns = (column + tl.arange(0, BLOCK_N))[None, :]
-    mask = inside[:, None] & (columns < num_columns)
-    tl.store(out_ptr + choice[:, None] * num_columns + columns, product.to(DTYPE), mask=mask)
+    used = tl.load(used_ptr)
+    last = last_program(used * tl.cdiv(num_columns, BLOCK_N), PERSISTENT)
+    for program in range(tl.program_id(0), last, tl.num_programs(0) if PERSISTENT else 1):
+        expert, first, column = find_tile(program, used, tiles_ptr, num_tiles, num_columns, BLOCK_N, GROUP)
+        DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+        row = first + tl.arange(0, BLOCK_M)
+        inside = row < tl.load(ends_ptr + expert)
+        choice = tl.load(rows_ptr + row, mask=inside, other=0)
+        product, low = multiply(
+            source,
+            first,
+            row.to(tl.int64),
+            inside,
+            stride_source,
+            weight,
+            scale_ptr,
+            stride_expert,
+            stride_out,
+            stride_in,
+            num_out,
+            num_in,
+            expert,
+            column,
+            left_ptr,
+            keep_ptr,
+            DTYPE,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            BLOCK_RANK,
+            RANK,
+            PARTS,
+            OVER_OUT,
+            EVEN,
+            SOURCE_TMA,
+            TMA,
+            FP8,
+            DROP and not OVER_OUT,
+        )
+        if RANK:
+            if DROP and OVER_OUT:
+                added = add_low_rank(
+                    tl.zeros_like(product),
+                    low,
+                    right_ptr,
+                    expert,
+                    column,
+                    num_columns,
+                    scaling,
+                    DTYPE,
+                    RANK,
+                    BLOCK_RANK,
+                    BLOCK_N,
+                )
+                token = (choice.to(tl.int32) // TOP_K).to(tl.int64)
+                product += drop(added, keep_ptr, token, inside, column, num_columns, BLOCK_N)
+            else:
+                product = add_low_rank(
+                    product, low, right_ptr, expert, column, num_columns, scaling, DTYPE, RANK, BLOCK_RANK, BLOCK_N
+                )
+            if SAVE and column == 0:
+                store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
+        columns = (column + tl.arange(0, BLOCK_N))[None, :]
+        mask = inside[:, None] & (columns < num_columns)
+        tl.store(out_ptr + choice[:, None] * num_columns + columns, product.to(DTYPE), mask=mask)
 
 
 @triton.jit

@@ -133,8 +133,8 @@ def backward(
 
 def example_order(rows: int) -> Sorted:
     """Return the order of DeepSeek-V3's 8192 tokens to 8 of 256 experts in tiles of so many rows, without memory."""
-    tiles, ends = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((2, 512 + 256), (256,)))
-    return Sorted(torch.empty(65536, dtype=torch.int64, device="meta"), sort.Tiles(tiles, ends, rows), 8)
+    tiles = sort.unfilled_tiles(65536, 256, rows, sort.META)
+    return Sorted(torch.empty(65536, dtype=torch.int64, device="meta"), tiles, 8)
 
 
 def _examples(rows: int, capability: int) -> dict[str, Launch]:

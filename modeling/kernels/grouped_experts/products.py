@@ -123,18 +123,21 @@ def tile_arguments(order: Sorted, chosen: Tiling) -> dict[str, Any]:
     return {
         "rows_ptr": order.rows,
         "tiles_ptr": order.tiles.tiles,
+        "used_ptr": order.tiles.used,
         "ends_ptr": order.tiles.ends,
         "num_tiles": order.tiles.tiles.shape[1],
         "BLOCK_M": chosen.block_m,
         "BLOCK_N": chosen.block_n,
         "BLOCK_K": chosen.block_k,
         "GROUP": chosen.group,
+        "PERSISTENT": chosen.persistent,
     }
 
 
 def launch_over(kernel: Any, num_columns: int, chosen: Tiling, order: Sorted, arguments: dict[str, Any]) -> Launch:
     """Return the launch of a kernel that makes this many columns for every row."""
-    programs = order.tiles.tiles.shape[1] * triton.cdiv(num_columns, chosen.block_n)
+    most = order.tiles.tiles.shape[1] * triton.cdiv(num_columns, chosen.block_n)
+    programs = min(most, launch.num_multiprocessors(order.rows)) if chosen.persistent else most
     return Launch(kernel, programs, {**arguments, **tile_arguments(order, chosen)}, chosen.num_warps, chosen.num_stages)
 
 

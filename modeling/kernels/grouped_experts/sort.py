@@ -20,6 +20,7 @@ CHUNK = 128
 EXPERTS_AT_ONCE = 16
 CHUNKS_AT_ONCE = 64
 TILES_AT_ONCE = 32
+META = torch.device("meta")
 
 
 @triton.jit
@@ -52,25 +53,26 @@ def tile_kernel(
     counts_ptr,
     ends_ptr,
     tiles_ptr,
+    used_ptr,
     num_tiles,
     num_experts,
     BLOCK_ROWS: tl.constexpr,
     EXPERTS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Write an expert's last row and its tiles: (expert, first row). The program after the last marks unused tiles."""
+    """Write an expert's last row and its tiles: (expert, first row). That of the last one writes how many there are."""
     expert = tl.program_id(0)
     each = tl.arange(0, EXPERTS)
     counts = tl.load(counts_ptr + each, mask=each < num_experts, other=0).to(tl.int32)
     tiles = (counts + BLOCK_ROWS - 1) // BLOCK_ROWS
     row = tl.sum(tl.where(each < expert, counts, 0), axis=0)
     first = tl.sum(tl.where(each < expert, tiles, 0), axis=0)
-    last = tl.where(expert < num_experts, first + tl.sum(tl.where(each == expert, tiles, 0), axis=0), num_tiles)
-    own = tl.where(expert < num_experts, expert, -1)
-    tl.store(ends_ptr + expert, row + tl.sum(tl.where(each == expert, counts, 0), axis=0), mask=expert < num_experts)
+    last = first + tl.sum(tl.where(each == expert, tiles, 0), axis=0)
+    tl.store(ends_ptr + expert, row + tl.sum(tl.where(each == expert, counts, 0), axis=0))
+    tl.store(used_ptr, last, mask=expert == num_experts - 1)
     for start in range(first, last, TILES):
         tile = start + tl.arange(0, TILES)
-        tl.store(tiles_ptr + tile, tl.zeros_like(tile) + own, mask=tile < last)
+        tl.store(tiles_ptr + tile, tl.zeros_like(tile) + expert, mask=tile < last)
         tl.store(tiles_ptr + num_tiles + tile, row + (tile - first) * BLOCK_ROWS, mask=tile < last)
 
 
@@ -93,12 +95,14 @@ class Tiles(NamedTuple):
     """Where the products find their rows.
 
     Attributes:
-        tiles: expert, or -1, and first row of each tile, int32 (2, as many as there can be).
+        tiles: expert and first row of each tile, int32 (2, as many as there can be).
+        used: how many tiles there are, int32 (1,).
         ends: the last row of each expert, excluded, int32 (E,).
         block_rows: rows of a tile.
     """
 
     tiles: torch.Tensor
+    used: torch.Tensor
     ends: torch.Tensor
     block_rows: int
 
@@ -113,20 +117,26 @@ def _tile(counts: torch.Tensor, tiles: Tiles) -> Launch:
         "counts_ptr": counts,
         "ends_ptr": tiles.ends,
         "tiles_ptr": tiles.tiles,
+        "used_ptr": tiles.used,
         "num_tiles": tiles.tiles.shape[1],
         "num_experts": counts.numel(),
         "BLOCK_ROWS": tiles.block_rows,
         "EXPERTS": triton.next_power_of_2(counts.numel()),
         "TILES": TILES_AT_ONCE,
     }
-    return Launch(tile_kernel, counts.numel() + 1, arguments)
+    return Launch(tile_kernel, counts.numel(), arguments)
+
+
+def unfilled_tiles(num_rows: int, num_experts: int, block_rows: int, device: torch.device) -> Tiles:
+    """Return memory for the tiles of so many rows."""
+    shapes = (2, most_tiles(num_rows, num_experts, block_rows)), (1,), (num_experts,)
+    tiles, used, ends = (torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes)
+    return Tiles(tiles, used, ends, block_rows)
 
 
 def make_tiles(counts: torch.Tensor, num_rows: int, block_rows: int) -> Tiles:
     """Return the tiles of experts with these `counts` (E,), int64, which sum up to `num_rows`."""
-    num_tiles = most_tiles(num_rows, counts.numel(), block_rows)
-    tiles, ends = (torch.empty(s, dtype=torch.int32, device=counts.device) for s in ((2, num_tiles), counts.shape))
-    found = Tiles(tiles, ends, block_rows)
+    found = unfilled_tiles(num_rows, counts.numel(), block_rows, counts.device)
     with device_of(counts):
         run(_tile(counts, found))
     return found
@@ -157,10 +167,9 @@ def sort_rows(indices: torch.Tensor, num_experts: int, block_rows: int) -> tuple
     if not num_rows:
         counts = torch.zeros(num_experts, dtype=torch.int64, device=device)
         return torch.empty(0, dtype=torch.int64, device=device), counts, make_tiles(counts, 0, block_rows)
-    shapes = (triton.cdiv(num_rows, CHUNK), num_experts), (2, most_tiles(num_rows, num_experts, block_rows))
-    partial, tiles = (torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes)
+    partial = torch.empty((triton.cdiv(num_rows, CHUNK), num_experts), dtype=torch.int32, device=device)
     counts, rows = (torch.empty(size, dtype=torch.int64, device=device) for size in (num_experts, num_rows))
-    found = Tiles(tiles, torch.empty(num_experts, dtype=torch.int32, device=device), block_rows)
+    found = unfilled_tiles(num_rows, num_experts, block_rows, device)
     with device_of(indices):
         for launch in _sort(indices.contiguous(), partial, counts, rows, found):
             run(launch)
@@ -170,7 +179,6 @@ def sort_rows(indices: torch.Tensor, num_experts: int, block_rows: int) -> tuple
 def examples() -> dict[str, Launch]:
     """Return the launches for 8 of DeepSeek-V3's 256 experts for each of 8192 tokens, without memory."""
     indices, counts = (torch.empty(size, dtype=torch.int64, device="meta") for size in (65536, 256))
-    shapes = (512, 256), (2, most_tiles(65536, 256, 128)), (256,)
-    partial, tiles, ends = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in shapes)
-    found = _sort(indices, partial, counts, torch.empty_like(indices), Tiles(tiles, ends, 128))
+    partial, tiles = torch.empty(512, 256, dtype=torch.int32, device="meta"), unfilled_tiles(65536, 256, 128, META)
+    found = _sort(indices, partial, counts, torch.empty_like(indices), tiles)
     return dict(zip(("count", "scan", "tile", "place"), found, strict=True))

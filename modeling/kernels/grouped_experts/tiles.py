@@ -1,8 +1,7 @@
-"""What the products over sorted rows are made of: which tile a program has, and how rows and weights are read.
+"""What the products over sorted rows are made of: which tile is next, and how rows and weights are read.
 
-Weights are (E, out, in). A product over `in` reads tiles of BLOCK_N outputs by BLOCK_K inputs, one over `out` (a
-gradient's) the other way round; codes of block-fp8 are multiplied with their scales on the way. With TMA, operands are
-tensor descriptors, else pointers.
+How many tiles are used only the GPU knows. A kernel that fills a multiprocessor with one program has one for each, and
+they take tile after tile; any other has a program for as many tiles as there can be.
 """
 
 import triton
@@ -13,15 +12,23 @@ SCALE_BLOCK = tl.constexpr(128)
 
 
 @triton.jit
-def find_tile(tiles_ptr, num_tiles, num_columns, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Return the expert, or -1, the first row and the first column of this program.
+def last_program(num_programs, PERSISTENT: tl.constexpr):
+    """Return where this program's way through the `num_programs` tiles times columns ends; without PERSISTENT, at once.
+
+    That the loop ends after one round the compiler sees: no register is taken for the next.
+    """
+    return num_programs if PERSISTENT else tl.minimum(num_programs, tl.program_id(0) + 1)
+
+
+@triton.jit
+def find_tile(program, used, tiles_ptr, num_tiles, num_columns, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Return the expert, the first row and the first column of one of the `used` tiles times columns.
 
     GROUP tiles of rows share their columns' weights in the cache before the next columns come.
     """
     columns = tl.cdiv(num_columns, BLOCK_N)
-    program = tl.program_id(0)
     first = program // (GROUP * columns) * GROUP
-    size = tl.minimum(num_tiles - first, GROUP)
+    size = tl.minimum(used - first, GROUP)
     within = program % (GROUP * columns)
     tile = first + within % size
     expert = tl.load(tiles_ptr + tile)

@@ -10,7 +10,10 @@ import torch
 
 
 class Tiling(NamedTuple):
-    """Rows and columns of a tile, how much is summed over at a time, warps, stages; tiles of rows in a group."""
+    """Rows and columns of a tile, how much is summed over at a time, warps, stages; tiles of rows in a group.
+
+    With `persistent` there is a program for each multiprocessor, which takes tile after tile, else one for each tile.
+    """
 
     block_m: int
     block_n: int
@@ -18,6 +21,7 @@ class Tiling(NamedTuple):
     num_warps: int
     num_stages: int
     group: int = 8
+    persistent: bool = False
 
 
 def block_rows(dtype: torch.dtype, num_rows: int, num_experts: int) -> int:
@@ -42,7 +46,11 @@ def of_rows(kind: str, dtype: torch.dtype, rows: int, capability: int, fp8: bool
     # A row of an fp8 tile has one scale; and 256 columns leave no registers for decoding, nor for SwiGLU's gradient.
     if capability < 90:
         return Tiling(rows, 64 if kind == "gate_up" else 128, 32 if fp8 else 64, 8, 3)
-    return Tiling(rows, 256 if kind == "rows" and not fp8 else 128, 64, 8, 3 if kind == "activation" else 4)
+    # These fill a multiprocessor with one program. Of the others two fit there, but not with the registers that a loop
+    # over tiles takes (benchmarks/LOG.md).
+    persistent = kind == "gate_up" or (kind == "rows" and not fp8)
+    columns, stages = 256 if kind == "rows" and not fp8 else 128, 3 if kind == "activation" else 4
+    return Tiling(rows, columns, 64, 8, stages, persistent=persistent)
 
 
 def over_rows(dtype: torch.dtype, size_a: int, size_b: int) -> Tiling:
