@@ -30,6 +30,8 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # mma.sync; wgmma of 16-bit and of 8-bit floats; tcgen05.mma. One UTC instruction stands for a whole tile.
 TENSOR_CORES = re.compile(r"\b(HMMA|IMMA|QMMA|HGMMA|QGMMA|IGMMA|UTC[HQO]MMA)\b")
+# Those of them that Hopper and Blackwell are fast by: of four warps, or of a whole tile.
+OF_WARP_GROUPS = re.compile(r"\b(HGMMA|QGMMA|IGMMA|UTC[HQO]MMA)\b")
 # Changes to memory in the order in which programs come: sums of floats, also as loops of compare-and-swap. Sums of
 # integers are the same in any order.
 FLOAT_ATOMICS = re.compile(r"\b(?:atom|red)\.[\w.:]*\b(?:cas|exch|b?f16|b?f16x2|f32|f64)\b")
@@ -47,6 +49,7 @@ class Compiled(NamedTuple):
         shared: bytes of a block.
         tensor_cores: matrix instructions.
         float_atomics: instructions whose result depends on which program comes first.
+        of_warp_groups: those matrix instructions that are not a single warp's.
     """
 
     registers: int
@@ -55,6 +58,7 @@ class Compiled(NamedTuple):
     shared: int
     tensor_cores: int
     float_atomics: int = 0
+    of_warp_groups: int = 0
 
 
 def operators_with_kernels() -> list[str]:
@@ -113,6 +117,7 @@ def compile_kernel(configuration: Configuration, capability: int) -> Compiled:
         shared=kernel.metadata.shared,
         tensor_cores=len(TENSOR_CORES.findall(code)),
         float_atomics=len(FLOAT_ATOMICS.findall(kernel.asm["ptx"])),
+        of_warp_groups=len(OF_WARP_GROUPS.findall(code)),
     )
 
 
@@ -125,6 +130,10 @@ def failed_gates(configuration: Configuration, capability: int, compiled: Compil
         failed.append(f"takes {compiled.shared} bytes of shared memory; there are {SHARED_LIMIT[capability]}")
     if configuration.tensor_cores and not compiled.tensor_cores:
         failed.append("has no matrix instructions")
+    # 64 rows are the least that they take.
+    wide = capability >= 90 and configuration.constants.get("BLOCK_M", 0) >= 64
+    if configuration.tensor_cores and compiled.tensor_cores and wide and not compiled.of_warp_groups:
+        failed.append("multiplies large tiles warp by warp")
     if compiled.float_atomics:
         failed.append(f"adds up floats in the order they come: {compiled.float_atomics} atomic instructions")
     return failed

@@ -72,6 +72,14 @@ def test_each_gate_closes(bad: dict[str, int], says: str) -> None:
     assert says in line
 
 
+def test_large_tiles_are_for_warp_groups() -> None:
+    configuration = Configuration("any", None, {}, {"BLOCK_M": 64}, tensor_cores=True)
+    [line] = ahead_of_time.failed_gates(configuration, 90, GOOD)
+    assert "warp by warp" in line
+    assert ahead_of_time.failed_gates(configuration, 90, GOOD._replace(of_warp_groups=8)) == []
+    assert ahead_of_time.failed_gates(configuration, 80, GOOD) == []
+
+
 @pytest.mark.parametrize(
     ("ptx", "found"),
     [
