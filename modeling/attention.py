@@ -3,6 +3,7 @@
 # B batch, S query tokens, T keys, H heads, N qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim, L kv_lora_rank
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import SeekletConfig
+from .kernels.linear.reference import linear
 from .kernels.mla_attention.reference import mla_attention
 from .kernels.mla_decode.reference import decode_is_cheaper, mla_decode
 from .linear import SeekletLinear, has_plain_weight
@@ -64,14 +66,37 @@ class SeekletMLAAttention(nn.Module):
 
     def forward(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weight: torch.Tensor | None,
+        expanded: torch.Tensor | None,
         mask: torch.Tensor | None,
         scaling: float,
     ) -> torch.Tensor:
-        """Return the output (B, H, S, V); arguments as in the reference `mla_attention`."""
-        return mla_attention(query, key, value, mask, scaling)
+        """Return the output (B, H, S, V).
+
+        Args:
+            q_nope: (B, H, S, N). q_rope: (B, H, S, R). latent: (B, T, L). k_rope: (B, T, R).
+            weight: (H * (N + V), L), what makes keys and values of the latent; a kernel keeps neither for backward.
+            expanded: (B, H, T, N + V), keys and values, given where `weight` is not.
+            mask: as the reference `mla_attention` takes it.
+            scaling: of the scores.
+        """
+        heads, nope = q_nope.shape[1], q_nope.shape[-1]
+        if expanded is None:
+            assert weight is not None
+            expanded = linear(latent, weight).unflatten(-1, (heads, -1)).transpose(1, 2)
+        query = torch.cat((q_nope, q_rope), dim=-1)
+        key = torch.cat((expanded[..., :nope], k_rope.unsqueeze(1).expand(-1, heads, -1, -1)), dim=-1)
+        return mla_attention(query, key, expanded[..., nope:], mask, scaling)
+
+
+def _has_kernel(layer: nn.Module) -> bool:
+    """Return whether a kernel stands in the place of a layer's own forward, also beneath accelerate's."""
+    forward = vars(layer).get("_old_forward" if hasattr(layer, "_hf_hook") else "forward")
+    return isinstance(forward, MethodType) and forward.__func__ is not type(layer).forward
 
 
 def _takes_reference(query: torch.Tensor, attention_mask: Any, dropout: float) -> bool:
@@ -82,6 +107,14 @@ def _takes_reference(query: torch.Tensor, attention_mask: Any, dropout: float) -
         and dropout == 0
         and (attention_mask is None or (attention_mask.dim() == 4 and attention_mask.shape[2] == query.shape[2]))
     )
+
+
+def _takes_kernel(layer: nn.Module, attention_mask: Any, dropout: float) -> bool:
+    """Return whether the layer has a kernel that is given no more than it takes: causal, or any bool mask."""
+    if dropout or not _has_kernel(layer):
+        return False
+    is_bool = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
+    return attention_mask is None or (is_bool and attention_mask.dim() == 4)
 
 
 class SeekletAttention(nn.Module):
@@ -222,14 +255,19 @@ class SeekletAttention(nn.Module):
         attention_mask: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        dropout = self.attention_dropout if self.training else 0.0
+        implementation = self.config._attn_implementation
+        has_kernel = implementation == "sdpa" and _takes_kernel(self.attend, attention_mask, dropout)
+        if has_kernel and has_plain_weight(self.kv_b_proj):
+            parts = (q_nope, q_rope, latent[:, 0], k_rope[:, 0], self.kv_b_proj.weight, None)
+            return self.attend(*parts, attention_mask, self.scaling).transpose(1, 2), None
         expanded = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if has_kernel or (implementation == "sdpa" and _takes_reference(q_nope, attention_mask, dropout)):
+            parts = (q_nope, q_rope, latent[:, 0], k_rope[:, 0], None, expanded)
+            return self.attend(*parts, attention_mask, self.scaling).transpose(1, 2), None
         k_nope, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         query = torch.cat((q_nope, q_rope), dim=-1)
         key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
-        dropout = self.attention_dropout if self.training else 0.0
-        implementation = self.config._attn_implementation
-        if implementation == "sdpa" and _takes_reference(query, attention_mask, dropout):
-            return self.attend(query, key, value, attention_mask, self.scaling).transpose(1, 2), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention)
         return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 

@@ -11,6 +11,7 @@ from .grouped_experts.op import grouped_experts
 from .grouped_fp8.op import grouped_fp8, grouped_fp8_quantized, refuse_parametrized
 from .grouped_lora.op import LowRank, grouped_lora
 from .linear.op import fp8_linear, fp8_linear_quantized
+from .mla_attention.library import attend, attend_from_latent
 from .rms_norm.op import rms_norm
 from .rope.op import apply_rope
 from .swiglu.op import swiglu
@@ -57,6 +58,31 @@ class SeekletApplyRope(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `q_rope` (B, H, S, R) and `k_rope` (B, 1, S, R) rotated by `cos`, `sin` (B or 1, S, R)."""
         return apply_rope(q_rope, k_rope, cos, sin, self.interleaved)
+
+
+class SeekletMLAAttention(nn.Module):
+    """Attention with expanded keys and values; made from the latent by `weight`, they are not kept for backward."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weight: torch.Tensor | None,
+        expanded: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Return the output (B, H, S, V); `expanded` (B, H, T, N + V) is given where `weight` (H(N + V), L) is not."""
+        if expanded is None:
+            assert weight is not None
+            return attend_from_latent(q_nope, q_rope, latent, k_rope, weight, mask, scaling)
+        nope = q_nope.shape[-1]
+        return attend(q_nope, q_rope, expanded[..., :nope], k_rope, expanded[..., nope:], mask, scaling)
 
 
 class SeekletExperts(nn.Module):

@@ -213,7 +213,7 @@ def test_the_best_library_installed_is_called(monkeypatch: pytest.MonkeyPatch) -
     expected = theirs(inputs)
     monkeypatch.setattr(library, "HEAD_SIZES", (18, 10))
     with interpreted() as launched:
-        assert library.best_library(inputs, value, None, None) == "ours"
+        assert library.best_library(inputs, 10, None, None) == "ours"
         for module, returns_lse in (("flash_attn_interface", False), ("flash_attn.cute", True)):
             monkeypatch.setitem(sys.modules, module, stand_in(calls, module, returns_lse))
             output = library.attend(q_nope, q_rope, k_nope, k_rope, value, None, SCALING)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..launch import capability, runs_triton
+from .from_latent import mla_attention_from_latent
 from .op import mla_attention
 from .parts import joined
 
@@ -46,16 +47,16 @@ def best_of(present: Collection[str], capability: int, head_sizes: tuple[int, in
     return "ours"
 
 
-def best_library(parts: Sequence[torch.Tensor], value: torch.Tensor, mask: object, first_keys: object) -> str:
+def best_library(parts: Sequence[torch.Tensor], value_width: int, mask: object, first_keys: object) -> str:
     """Return the module to call, or "ours": for anything but plain causal attention on a GPU.
 
-    `parts` are the first four arguments of `attend`.
+    `parts` begin with `q_nope` and `q_rope`, as the arguments of `attend` do.
     """
     q_nope, q_rope = parts[:2]
     if mask is not None or first_keys is not None or not runs_triton(q_nope):
         return "ours"
     present = [module for module in FLASH_ATTENTION if installed(module)]
-    sizes = (q_nope.shape[-1] + q_rope.shape[-1], value.shape[-1])
+    sizes = (q_nope.shape[-1] + q_rope.shape[-1], value_width)
     return best_of(present, capability(q_nope), sizes, q_nope.dtype)
 
 
@@ -78,7 +79,7 @@ def attend(
     parts = (q_nope_BHSN, q_rope_BHSR, k_nope_BHTN, k_rope_BTR)
     if library == "cudnn" and (mask is not None or first_keys_BS is not None):
         raise ValueError("library is 'cudnn', given a mask or first_keys; allowed with these: 'best' and 'ours'")
-    chosen = best_library(parts, value_BHTV, mask, first_keys_BS) if library == "best" else library
+    chosen = best_library(parts, value_BHTV.shape[-1], mask, first_keys_BS) if library == "best" else library
     if chosen == "ours":
         return mla_attention(*parts, value_BHTV, mask, scaling, first_keys_BS)
     query, key = joined(*parts)
@@ -89,6 +90,24 @@ def attend(
     output = flash.flash_attn_func(*by_token, softmax_scale=scaling, causal=True)
     # FlashAttention 4 also returns the log-sum-exp, 3 in some versions.
     return (output[0] if isinstance(output, tuple) else output).transpose(1, 2)
+
+
+def attend_from_latent(
+    q_nope_BHSN: torch.Tensor,
+    q_rope_BHSR: torch.Tensor,
+    latent_BTL: torch.Tensor,
+    k_rope_BTR: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """Return what `mla_attention_from_latent` does, from it or, of expanded keys, from the best library installed."""
+    heads, nope = q_nope_BHSN.shape[1], q_nope_BHSN.shape[-1]
+    parts = (q_nope_BHSN, q_rope_BHSR)
+    if best_library(parts, weight.shape[0] // heads - nope, mask, None) == "ours":
+        return mla_attention_from_latent(*parts, latent_BTL, k_rope_BTR, weight, mask, scaling)
+    expanded = F.linear(latent_BTL, weight).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return attend(*parts, expanded[..., :nope], k_rope_BTR, expanded[..., nope:], mask, scaling)
 
 
 def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
