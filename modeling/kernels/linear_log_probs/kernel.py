@@ -14,6 +14,7 @@ import torch
 import triton
 
 from ..launch import Configuration, capability, device_of, num_multiprocessors
+from ..tuned import tuned
 from .programs import backward_kernel, forward_kernel
 
 # Numbers of the logits' gradient that are held at once, 128 MiB in bf16: 8,192 columns of 8,192 tokens. Each part costs
@@ -50,7 +51,8 @@ def _tiling(dtype: torch.dtype, is_forward: bool, capability: int) -> dict[str, 
         return {"BLOCK_T": 64, "BLOCK_V": 64, "BLOCK_H": 16, "num_warps": 8, "num_stages": 2}
     # Twice as wide, half the traffic, where it fits into the registers: backward on sm_90 and both on sm_100 spill.
     wide = is_forward and capability == 90
-    return {"BLOCK_T": 128, "BLOCK_V": 256 if wide else 128, "BLOCK_H": 64, "num_warps": 8, "num_stages": 3 + wide}
+    tiling = {"BLOCK_T": 128, "BLOCK_V": 256 if wide else 128, "BLOCK_H": 64, "num_warps": 8, "num_stages": 3 + wide}
+    return tiling | tuned(f"linear_log_probs.{'forward' if is_forward else 'backward'}", capability)
 
 
 def _dense_rows(x: torch.Tensor) -> torch.Tensor:
@@ -166,7 +168,7 @@ PUBLISHED = {"v3": 7168, "moonlight": 2048}
 
 
 def _configuration(
-    name: str, width: int, dtype: torch.dtype, is_forward: bool, with_entropy: bool, capabilities: tuple[int, ...]
+    name: str, width: int, dtype: torch.dtype, is_forward: bool, with_entropy: bool, chip: int
 ) -> Configuration:
     kind = "bf16" if dtype == torch.bfloat16 else "fp32"
     signature = {"hidden_ptr": f"*{kind}", "weight_ptr": f"*{kind}", "targets_ptr": "*i64", "num_rows": "i32"}
@@ -179,11 +181,11 @@ def _configuration(
     else:
         signature["grad_logits_ptr"] = f"*{kind}"
     signature |= dict.fromkeys(fp32, "*fp32") | dict.fromkeys(whole, "i32") | {"inverse_temperature": "fp32"}
-    tiling = _tiling(dtype, is_forward, capabilities[0])
+    tiling = _tiling(dtype, is_forward, chip)
     warps, stages = tiling.pop("num_warps"), tiling.pop("num_stages")
     what = "forward" if is_forward else "backward"
     return Configuration(
-        f"{what}_{kind}_{name}{'_entropy' if with_entropy else ''}_{tiling['BLOCK_V']}",
+        f"{what}_{kind}_{name}{'_entropy' if with_entropy else ''}_sm{chip}",
         forward_kernel if is_forward else backward_kernel,
         signature,
         {**tiling, "WIDTH": width, "GROUP": GROUP, "ENTROPY": with_entropy},
@@ -191,17 +193,17 @@ def _configuration(
         num_stages=stages,
         tensor_cores=dtype == torch.bfloat16,
         aligned=("stride_hidden", "stride_weight", *(() if is_forward else ("part_columns",))),
-        capabilities=capabilities,
+        capabilities=(chip,),
     )
 
 
 def configurations() -> list[Configuration]:
     """Return the kernels at the widths of DeepSeek-V3 and Moonlight in bf16, and of the latter in fp32."""
-    found = []
-    for is_forward in (True, False):
-        for name, with_entropy in (("v3", False), ("v3", True), ("moonlight", False)):
-            kind = (name, PUBLISHED[name], torch.bfloat16, is_forward, with_entropy)
-            chips = ((90,), (80, 100)) if is_forward else ((80, 90, 100),)
-            found += [_configuration(*kind, capabilities) for capabilities in chips]
-        found.append(_configuration("moonlight", 2048, torch.float32, is_forward, True, (80, 90, 100)))
-    return found
+    kinds = [(name, PUBLISHED[name], torch.bfloat16, entropy) for name, entropy in (("v3", False), ("v3", True))]
+    kinds += [("moonlight", 2048, torch.bfloat16, False), ("moonlight", 2048, torch.float32, True)]
+    return [
+        _configuration(name, width, dtype, is_forward, with_entropy, chip)
+        for is_forward in (True, False)
+        for name, width, dtype, with_entropy in kinds
+        for chip in (80, 90, 100)
+    ]

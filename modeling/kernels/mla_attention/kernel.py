@@ -12,6 +12,7 @@ import torch
 import triton
 
 from ..launch import Configuration, capability, device_of, num_multiprocessors
+from ..tuned import tuned
 from .backward import backward_key_kernel, backward_query_kernel
 from .forward import forward_kernel
 from .parts import Inputs, by_token
@@ -35,7 +36,9 @@ def takes(inputs: Inputs) -> bool:
 
 def _tiling(kernel: str, dtype: torch.dtype, capability: int) -> dict[str, int]:
     sizes = FP32 if dtype == torch.float32 else SM_90 if capability >= 90 else SM_80
-    return dict(zip(("BLOCK_S", "BLOCK_T", "num_warps", "num_stages"), sizes[kernel], strict=True))
+    names = ["BLOCK_S", "BLOCK_T", "num_warps", "num_stages"]
+    tiling = dict(zip(names, sizes[kernel], strict=True))
+    return tiling if dtype == torch.float32 else tiling | tuned(f"mla_attention.{kernel}", capability)
 
 
 def _widths(nope: int, rope: int, value: int) -> dict[str, int]:
@@ -162,8 +165,7 @@ def _configuration(
     names = [name for name in function.arg_names if name not in constants]
     signature = {name: TYPES.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in names}
     strides = [name for name in names if name[-2:] in ("_b", "_h", "_s", "_t") and not name.startswith("mask")]
-    chips = (80,) if chip == 80 else (90, 100)
-    return Configuration(name, function, signature, constants, warps, stages, True, tuple(strides), chips)
+    return Configuration(name, function, signature, constants, warps, stages, True, tuple(strides), (chip,))
 
 
 def configurations() -> list[Configuration]:
@@ -177,10 +179,10 @@ def configurations() -> list[Configuration]:
         _configuration(f"{kernel}_bf16_{name}_sm{chip}", function, kernel, heads, group, ranges, 128, chip)
         for name, heads, group, ranges in shapes
         for kernel, function in functions.items()
-        for chip in (80, 90)
+        for chip in (80, 90, 100)
     ]
     found += [
         _configuration(f"key_bf16_v3_from_latent_sm{chip}", backward_key_kernel, "key", 128, 16, False, 256, chip)
-        for chip in (80, 90)
+        for chip in (80, 90, 100)
     ]
     return found
