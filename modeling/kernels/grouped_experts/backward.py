@@ -28,7 +28,29 @@ def activate_back(
     BLOCK: tl.constexpr,
     SAVE: tl.constexpr,
 ):
-    """Write the gradients of BLOCK columns from `column` on; return the sum over them of what the weights get."""
+    """Write the gradients of BLOCK columns from `column` on; return the sum over them of what the weights get.
+
+    One half of the columns after the other while they are more than there are registers for.
+    """
+    if BLOCK > COLUMNS_AT_ONCE:
+        HALF: tl.constexpr = BLOCK // 2
+        halves = tl.split(grad.reshape(grad.shape[0], 2, HALF).permute(0, 2, 1))
+        partial = tl.zeros((grad.shape[0],), tl.float32)
+        for half in tl.static_range(2):
+            partial += activate_back(
+                halves[half],
+                column + half * HALF,
+                hidden_ptr,
+                grad_hidden_ptr,
+                active_ptr,
+                routing,
+                row,
+                inside,
+                width,
+                HALF,
+                SAVE,
+            )
+        return partial
     columns = (column + tl.arange(0, BLOCK))[None, :]
     mask = inside[:, None] & (columns < width)
     place = row[:, None] * (2 * width) + columns
@@ -155,46 +177,9 @@ def activation_kernel(
             if SAVE and column == 0:
                 store_low(low_ptr, low, row, inside, RANK, BLOCK_RANK)
         routing = tl.load(weights_ptr + choice, mask=inside, other=0.0).to(tl.float32)[:, None]
-        partial = tl.zeros((BLOCK_M,), tl.float32)
-        # A part of the columns after the other, as there are not enough registers for all.
-        PART: tl.constexpr = min(BLOCK_N, COLUMNS_AT_ONCE)
-        if BLOCK_N == PART:
-            partial += activate_back(
-                grad, column, hidden_ptr, grad_hidden_ptr, active_ptr, routing, wide_row, inside, width, PART, SAVE
-            )
-        else:
-            halves = tl.split(grad.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
-            for half in tl.static_range(2):
-                if BLOCK_N == 2 * PART:
-                    partial += activate_back(
-                        halves[half],
-                        column + half * PART,
-                        hidden_ptr,
-                        grad_hidden_ptr,
-                        active_ptr,
-                        routing,
-                        wide_row,
-                        inside,
-                        width,
-                        PART,
-                        SAVE,
-                    )
-                else:
-                    quarters = tl.split(halves[half].reshape(BLOCK_M, 2, PART).permute(0, 2, 1))
-                    for quarter in tl.static_range(2):
-                        partial += activate_back(
-                            quarters[quarter],
-                            column + (2 * half + quarter) * PART,
-                            hidden_ptr,
-                            grad_hidden_ptr,
-                            active_ptr,
-                            routing,
-                            wide_row,
-                            inside,
-                            width,
-                            PART,
-                            SAVE,
-                        )
+        partial = activate_back(
+            grad, column, hidden_ptr, grad_hidden_ptr, active_ptr, routing, wide_row, inside, width, BLOCK_N, SAVE
+        )
         tl.store(partial_ptr + choice * tl.cdiv(width, BLOCK_N) + column // BLOCK_N, partial, mask=inside)
 
 
