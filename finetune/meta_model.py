@@ -5,8 +5,10 @@ import os
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from seeklet.modeling import SeekletPreTrainedModel
 from seeklet.modeling.checkpoint_names import is_fp8_weight
 from seeklet.modeling.fp8 import install_fp8
+from seeklet.modeling.quantized import install_quantized
 
 from .errors import RecipeError
 from .hub_reach import is_cache_all, say_not_found
@@ -45,4 +47,6 @@ def build_meta_model(settings: ModelSettings) -> PreTrainedModel:
         if getattr(config, "quantization_config", None) is None:
             raise RecipeError(f"model.fp8: keep, but {settings.path} is not a block-fp8 checkpoint")
         install_fp8(model, is_fp8_weight, dtype)
+    if settings.quantization and isinstance(model, SeekletPreTrainedModel):
+        install_quantized(model, settings.quantization)
     return model

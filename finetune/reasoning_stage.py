@@ -138,7 +138,7 @@ def _measure_both(
 def _weights_after(before: Weights, after: Path) -> Weights:
     if not is_adapter(after):
         # Of whatever the recipe says of its own model; what was trained is whole.
-        return Weights(replace(before.model, path=str(after), revision=None, fp8="dequantize"), None)
+        return Weights(replace(before.model, path=str(after), revision=None, fp8="dequantize", quantization=None), None)
     # An adapter of the recipe's model, wherever that was when it was trained; else it says what it is on.
     return (
         Weights(before.model, after) if before.adapter is None else find_weights(replace(before.model, path=str(after)))

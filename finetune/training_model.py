@@ -19,6 +19,7 @@ from .hub_reach import is_cache_all, say_not_found
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
+from .quantization import quantized_by
 from .recipe import ModelSettings, MoeSettings, RolloutSettings, TrainingRecipe
 
 MtpLoss = Literal["off", "detached", "full"]
@@ -80,6 +81,8 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
                     "DeepSeek-V3-architecture checkpoints in block-fp8"
                 )
             options["keep_fp8"] = True
+        if settings.quantization:
+            options |= quantized_by(settings.quantization, AutoConfig.from_pretrained(path, **source), options["dtype"])
         return AutoModelForCausalLM.from_pretrained(path, **source, **options)
     # The last where a file of weights was cut short, by a download that was broken off for instance.
     except (OSError, ImportError, SafetensorError) as error:

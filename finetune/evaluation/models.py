@@ -84,7 +84,7 @@ def load_model(settings: ModelSettings, trained: Path | None = None) -> PreTrain
         CheckpointError: its files are damaged.
     """
     if trained:
-        settings = replace(settings, path=str(trained), revision=None, fp8="dequantize")
+        settings = replace(settings, path=str(trained), revision=None, fp8="dequantize", quantization=None)
     several = num_processes() > 1
     if torch.cuda.is_available() and not several:
         settings = replace(settings, device_map="auto")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from seeklet.modeling.fp8 import Fp8Experts, Fp8Linear
 from seeklet.modeling.kernels.grouped_lora.op import LowRank
 from seeklet.modeling.moe import SeekletExperts, SeekletRouter
+from seeklet.modeling.quantized import QuantizedExperts, QuantizedLinear
 
 from ..errors import AdapterError
 
@@ -36,10 +37,19 @@ class _SplitWrapper(ParamWrapper):
         """Add the adapters to the parameter.
 
         Raises:
-            AdapterError: it is kept in fp8.
+            AdapterError: it is kept in fp8, or quantised.
         """
-        _refuse_fp8(self.get_param())
+        _refuse_codes(self.get_param())
         super().merge(safe_merge, adapter_names)
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int] | tuple[None, None]:
+        base = self.get_base_layer()
+        if not isinstance(base, QuantizedExperts):
+            return super()._get_in_out_features(module)
+        # PEFT would take the sizes of the codes, two of which are in a byte.
+        self.num_experts, *sizes = base.weight_shape(self.parameter_name)
+        self._param_ndim = 3
+        return sizes[0], sizes[1]
 
     def active(self) -> list[tuple[str, float]]:
         """Return (adapter, the dropout that applies now) of the adapters to compute; undo a merge where none may be."""
@@ -65,7 +75,7 @@ class _SplitWrapper(ParamWrapper):
         return a.weight, b.weight
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        if not _is_fp8(self.get_param()):
+        if not _is_codes(self.get_param()):
             super()._move_adapter_to_device_of_base_layer(adapter_name, device)
             return
         # PEFT's own would cast the adapter to the dtype of the parameter, which is that of the codes.
@@ -89,7 +99,7 @@ class ExpertsLora(_SplitWrapper):
         if all(term is None for term in terms.values()):
             return experts(x, *args, **kwargs)
         _check_implementation(experts)
-        low_rank = [_nothing(getattr(experts, name), x) if term is None else term for name, term in terms.items()]
+        low_rank = [_nothing(_shape(experts, name), x) if term is None else term for name, term in terms.items()]
         return experts(x, *args, low_rank=tuple(low_rank), **kwargs)
 
     def low_rank(self) -> LowRank | None:
@@ -129,12 +139,14 @@ class RouterLora(_SplitWrapper):
         return self.base_layer(x, *args, **kwargs, logits_delta=delta)
 
 
-class Fp8LinearLora(Linear):
-    """PEFT's LoRA of a linear layer, which cannot be merged where the weight is kept in fp8."""
+class CodesLinearLora(Linear):
+    """PEFT's LoRA of a linear layer whose weight is codes, in fp8 or fewer bits: it cannot be merged into them."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any):
         if kwargs.get("parameter_name") is not None:
-            raise AdapterError("fp8 weights are adapted by the name of their layer, not by that of the parameter")
+            raise AdapterError(
+                "fp8 and quantised weights are adapted by the name of their layer, not by that of the parameter"
+            )
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -143,7 +155,7 @@ class Fp8LinearLora(Linear):
         Raises:
             AdapterError: always.
         """
-        _refuse_fp8(self.get_base_layer().get_parameter("weight"))
+        _refuse_codes(self.get_base_layer().get_parameter("weight"))
 
 
 # What PEFT wraps in what, beyond its own rules.
@@ -151,7 +163,9 @@ CUSTOM_MODULES: dict[type[nn.Module], type[nn.Module]] = {
     SeekletExperts: ExpertsLora,
     Fp8Experts: ExpertsLora,
     SeekletRouter: RouterLora,
-    Fp8Linear: Fp8LinearLora,
+    Fp8Linear: CodesLinearLora,
+    QuantizedExperts: ExpertsLora,
+    QuantizedLinear: CodesLinearLora,
 }
 # PEFT tells by the name of the class whether a parameter is wrapped already.
 for _wrapper in (ExpertsLora, RouterLora):
@@ -165,12 +179,16 @@ def _without_dropout(config: LoraConfig) -> LoraConfig:
     return config
 
 
-def _is_fp8(parameter: torch.Tensor) -> bool:
-    return parameter.dtype == torch.float8_e4m3fn
+def _is_codes(parameter: torch.Tensor) -> bool:
+    return parameter.dtype in (torch.float8_e4m3fn, torch.uint8)
 
 
-def _refuse_fp8(parameter: torch.Tensor) -> None:
-    if _is_fp8(parameter):
+def _refuse_codes(parameter: torch.Tensor) -> None:
+    if parameter.dtype == torch.uint8:
+        raise AdapterError(
+            "an adapter cannot be added to quantised weights; merge it into the checkpoint: seeklet merge"
+        )
+    if _is_codes(parameter):
         raise AdapterError("an adapter cannot be added to weights kept in fp8; load the model with keep_fp8=False")
 
 
@@ -183,7 +201,11 @@ def _check_implementation(experts: nn.Module) -> None:
         )
 
 
-def _nothing(projection: torch.Tensor, x: torch.Tensor) -> LowRank:
-    """Return a low-rank term of zeros for `projection` (E, out, in)."""
-    experts, out_features, in_features = projection.shape
+def _shape(experts: nn.Module, name: str) -> torch.Size:
+    return experts.weight_shape(name) if isinstance(experts, QuantizedExperts) else experts.get_parameter(name).shape
+
+
+def _nothing(shape: torch.Size, x: torch.Tensor) -> LowRank:
+    """Return a low-rank term of zeros for a projection of this shape (E, out, in)."""
+    experts, out_features, in_features = shape
     return LowRank(x.new_zeros(experts, in_features), x.new_zeros(out_features, experts), 0.0)

@@ -16,13 +16,14 @@ from seeklet.modeling.fp8 import Fp8Experts
 from seeklet.modeling.layer import SeekletDecoderLayer
 from seeklet.modeling.moe import SeekletExperts, SeekletMoE
 from seeklet.modeling.mtp import SeekletMTPLayer
+from seeklet.modeling.quantized import QuantizedExperts
 
 from ..adapter_settings import PLAIN_TARGETS
 from ..errors import RecipeError
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
-EXPERTS = (SeekletExperts, Fp8Experts)
+EXPERTS = (SeekletExperts, Fp8Experts, QuantizedExperts)
 ROUTED, ROUTER = "routed_experts", "router"
 # What PEFT adds to a model beside the modules it wraps.
 _ADDED = re.compile(r"\.(lora_\w+|modules_to_save)(\.|$)")

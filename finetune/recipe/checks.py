@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # The cache of a teacher's tokens in output.dir, where cache.dir is null.
 CACHE = "teacher_topk"
+# How the names of transformers' optimizers begin that are bitsandbytes' own.
+_BITSANDBYTES = ("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb")
 # Begins the name of a data set that is not a file.
 HUB_DATA = "hub:"
 
@@ -119,8 +122,16 @@ def _lists_of_names(recipe: "StageRecipe") -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _find_adapter_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
+    quantization = recipe.model.quantization
+    if quantization and recipe.model.fp8 == "keep":
+        yield "model.quantization", f"is {quantization}, and model.fp8 is keep; weights are held in one or the other"
     if recipe.adapter is not None:
         return
+    if quantization:
+        yield (
+            "model.quantization",
+            f"{quantization} freezes the weights, and without an adapter nothing is left to train; add one",
+        )
     if recipe.model.fp8 == "keep":
         yield "model.fp8", "keep freezes the weights, and without an adapter nothing is left to train; add one"
     if recipe.output.merge:
@@ -129,6 +140,12 @@ def _find_adapter_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str
 
 def _find_trainer_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
     trainer = recipe.trainer
+    optim = str(trainer.get("optim", ""))
+    if optim.startswith(_BITSANDBYTES) and find_spec("bitsandbytes") is None:
+        yield (
+            "trainer.optim",
+            f'{optim} needs bitsandbytes, which is not installed; pip install "seeklet[quantization]"',
+        )
     if trainer.get("bf16") and trainer.get("fp16"):
         yield "trainer.fp16", "bf16 is true too; choose one"
     if trainer.get("save_strategy") == "best" and not _evaluates(recipe):

@@ -33,6 +33,9 @@ class ModelSettings:
     """auto spreads the layers of one process over all GPUs, for a model too large for one and without accelerate."""
     fp8: Literal["dequantize", "keep"] = "dequantize"
     """What becomes of block-fp8 weights: expanded to `dtype`, or kept as a frozen base that only adapters train on."""
+    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    """Whether the weights are held in 4 or 8 bits by bitsandbytes, frozen, for adapters to train on (QLoRA): of
+    DeepSeek-V3-architecture models every projection, routed experts too; of others the linear layers."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the checkpoint may run on this machine."""
 

@@ -129,8 +129,8 @@ MOVED = {
     "target_parameters": "is adapter.targets here (routed_experts)",
     "use_peft": "no longer needed; an adapter section trains an adapter",
     "adapter.r": "is adapter.rank here",
-    "load_in_4bit": "is not there yet; model.fp8: keep trains adapters on fp8 weights",
-    "load_in_8bit": "is not there yet; model.fp8: keep trains adapters on fp8 weights",
+    "load_in_4bit": "is model.quantization: nf4 (or fp4) here",
+    "load_in_8bit": "is model.quantization: int8 here",
     "early_stopping_patience": "is evaluation.patience here",
     "mtp_loss_weight": "belongs to moe.mtp_loss_weight",
 }

@@ -1,0 +1,34 @@
+"""How a recipe's `model.quantization` is asked of `from_pretrained`."""
+
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+
+from seeklet.modeling import SeekletConfig
+from seeklet.modeling.blockwise import check_quantization
+from seeklet.modeling.errors import ConfigError
+
+from .errors import RecipeError
+
+
+def quantized_by(quantization: str, config: PreTrainedConfig, dtype: torch.dtype | str) -> dict[str, Any]:
+    """Return the arguments that load a model in this type: ours for our classes, transformers' for all others.
+
+    Raises:
+        RecipeError: bitsandbytes is not installed, or the model cannot be quantised.
+    """
+    try:
+        kind = check_quantization(quantization)
+    except ConfigError as error:
+        raise RecipeError(f"model.{error}") from None
+    if isinstance(config, SeekletConfig):
+        return {"quantize": kind}
+    if (stored := getattr(config, "quantization_config", None)) is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise RecipeError(f"model.quantization is {kind}, but the checkpoint is quantised already ({method})")
+    if kind == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    compute = dtype if isinstance(dtype, torch.dtype) else config.dtype or torch.float32
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=compute)
+    return {"quantization_config": four_bits}

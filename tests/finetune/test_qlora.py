@@ -1,0 +1,136 @@
+"""Recipes that train adapters on a base in 4 or 8 bits, by the command line: resumed, merged, evaluated, refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seeklet.finetune.lora.files import load_adapter
+from seeklet.finetune.recipe import load_recipe
+from seeklet.finetune.training_model import build_training_model
+from seeklet.modeling.quantized import QuantizedExperts
+from tests.finetune.conftest import RunHere
+from tests.finetune.sft_runs import run, start, write_recipe
+from tests.modeling.nano import draw_tokens, relative_error
+from tests.modeling.quantizable import SIZES
+from tests.modeling.tensors import load
+
+pytest.importorskip("bitsandbytes")
+
+MOE: dict[str, Any] = {name: size for name, size in SIZES.items() if name != "balance_loss_weight"}
+ADAPTER = {"targets": ["attention", "shared_experts", "routed_experts"], "rank": 2, "alpha": 8, "dropout": 0.1}
+NF4 = {"quantization": "nf4"}
+
+
+def qlora(folder: Path, **sections: Any) -> Path:
+    """Write a recipe that trains an adapter on the routed experts in nf4, the state of its optimizer in 8 bits."""
+    given = {"adapter": ADAPTER, "model": NF4, "trainer": {"optim": "adamw_8bit"}} | sections
+    return write_recipe(folder, sizes=MOE, **given)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an uninterrupted run, merged."""
+    folder = tmp_path_factory.mktemp("qlora")
+    run(qlora(folder, output={"merge": True}))
+    return folder
+
+
+def test_killed_and_resumed_it_is_the_same_bit_by_bit(trained: Path, tmp_path: Path) -> None:
+    recipe = qlora(tmp_path, output={"merge": True})
+    process = start(recipe, kill=("step", 5))
+    process.join(120)
+    assert process.exitcode == -9
+    run(recipe, resume=True)
+    assert_adapters_same(tmp_path / "run", trained / "run")
+
+
+def assert_adapters_same(actual: Path, expected: Path) -> None:
+    """Assert the same adapters and the same merged model, to the last bit."""
+    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        ours, theirs = load_file(actual / name), load_file(expected / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+
+
+def test_what_is_trained_is_quantised(trained: Path) -> None:
+    model = build_training_model(load_recipe(trained / "recipe.yaml"))
+    quantised = [module for module in model.modules() if isinstance(module, QuantizedExperts)]
+    assert len(quantised) == 2
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} >= {
+        "q_b_proj",
+        "experts",
+    }
+
+
+def test_the_merged_model_is_the_checkpoints_own_weights_and_the_adapter(trained: Path) -> None:
+    merged, base = load(trained / "run" / "merged"), load(trained / "model")
+    changed = {name: relative_error(merged.state_dict()[name], tensor) for name, tensor in base.state_dict().items()}
+    assert all(error > 0 for name, error in changed.items() if ".experts." in name and "layers.2" not in name)
+    assert all(error == 0 for name, error in changed.items() if "norm" in name or "embed" in name)
+    expected = load_adapter(base, trained / "run" / "adapter").eval()(draw_tokens(2, 9)).logits
+    assert relative_error(merged.eval()(draw_tokens(2, 9)).logits, expected) < 1e-5
+    assert "quantization_config" not in json.loads((trained / "run" / "merged" / "config.json").read_text())
+
+
+def test_the_adapter_is_evaluated_and_answers(trained: Path, run_here: RunHere) -> None:
+    code, _, errors = run_here("evaluate", str(trained / "recipe.yaml"))
+    assert code == 0, errors
+    merged = trained / "again"
+    code, _, errors = run_here("merge", str(trained / "run" / "adapter"), "--out", str(merged))
+    assert code == 0 and (merged / "model.safetensors").is_file(), errors
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_other_models_by_transformers_own(tmp_path: Path, quantization: str) -> None:
+    """Their linear layers are bitsandbytes', and the loss falls."""
+    recipe = write_recipe(
+        tmp_path,
+        "HuggingFaceTB/SmolLM2-135M",
+        sizes={"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2},
+        model={"quantization": quantization},
+        adapter={"targets": ["attention", "dense_mlp"], "rank": 2, "alpha": 8},
+    )
+    kinds = {type(module).__name__ for module in build_training_model(load_recipe(recipe)).modules()}
+    assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in kinds
+    run(recipe)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("adapter=null",), "model.quantization: nf4 freezes the weights, and without an adapter nothing is left to"),
+        (
+            ("model.fp8=keep",),
+            "model.quantization: is nf4, and model.fp8 is keep; weights are held in one or",
+        ),
+        (("model.quantization=nf5",), 'expected one of nf4, fp4, int8 or null, got "nf5"'),
+        (("model.load_in_4bit=true",), "is model.quantization: nf4 (or fp4) here"),
+    ],
+)
+def test_refused(tmp_path: Path, run_here: RunHere, changes: tuple[str, ...], said: str) -> None:
+    code, _, errors = run_here("train", str(qlora(tmp_path)), *changes)
+    assert code == 2 and said in " ".join(errors.split()), errors
+    assert "Traceback" not in errors and not (tmp_path / "run").exists()
+
+
+def test_rows_that_cannot_be_cut_into_blocks(tmp_path: Path, run_here: RunHere) -> None:
+    recipe = write_recipe(tmp_path, adapter=ADAPTER, model=NF4)
+    code, _, errors = run_here("train", str(recipe))
+    assert code == 2 and "cannot be quantised: its rows have" in " ".join(errors.split()), errors
+
+
+def test_without_bitsandbytes(tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = str(qlora(tmp_path))
+    for module in ("seeklet.modeling.blockwise", "seeklet.finetune.recipe.checks"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    for change, key in (("trainer.optim=adamw_torch", "model.quantization"), ("model.quantization=null", "optim")):
+        code, _, errors = run_here("train", recipe, change)
+        said = " ".join(errors.split())
+        assert code == 2 and key in said and 'pip install "seeklet[quantization]"' in said, errors
