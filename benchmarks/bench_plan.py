@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,12 @@ def main() -> None:
             rows.append(json.loads(run.stdout.splitlines()[-1]))
             print(_line(rows[-1]), flush=True)
     worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
-    name = f"{datetime.now(timezone.utc):%Y-%m-%d}_plan_cpu_{torch.get_num_threads()}threads"
+    name = f"{datetime.now(UTC):%Y-%m-%d}_plan_cpu_{torch.get_num_threads()}threads"
     (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     head = "| model | case | batch | predicted MB | measured MB | ratio |\n|---|---|---|---|---|---|\n"
     text = (
-        f"# Planner: predicted and measured peak memory\n\ntorch {torch.__version__}, CPU, fp32, AdamW; tensor bytes as "
-        f"PyTorch's allocator saw them. Largest difference {worst:.1%}, target {TARGET:.0%}.\n\n"
+        f"# Planner: predicted and measured peak memory\n\ntorch {torch.__version__}, CPU, fp32, AdamW; tensor bytes "
+        f"as PyTorch's allocator saw them. Largest difference {worst:.1%}, target {TARGET:.0%}.\n\n"
     )
     (RESULTS / f"{name}.md").write_text(text + head + "\n".join(_line(row) for row in rows) + "\n")
     print(f"largest difference {worst:.1%}, target {TARGET:.0%}")

@@ -101,7 +101,7 @@ def _trace(
 ) -> StepBytes:
     num_layers = layers.get("num_hidden_layers", request.config.num_hidden_layers)
     say(f"a step of {num_layers} layers, {sequences} x {tokens} tokens")
-    model = request.build(**layers)
+    model: Any = request.build(**layers)
     held = next(model.parameters()).dtype
     if request.layout == "fsdp" and held == torch.float32 and request.compute_dtype != held:
         # FSDP gathers weights in the dtype that is computed with.

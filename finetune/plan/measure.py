@@ -14,9 +14,10 @@ def measure_peak(work: Callable[[], object]) -> int:
     count what the C library keeps of freed memory and what oneDNN packs, which differ from machine to machine; what a
     GPU reports (`max_memory_allocated`) is of this kind as well.
     """
-    with profile(profile_memory=True, use_cpu=True) as recorded:
+    recorded: Any = profile(profile_memory=True, use_cpu=True)
+    with recorded:
         work()
-    results: Any = recorded.kineto_results
+    results = recorded.kineto_results
     sizes = sorted(_allocations(results.experimental_event_tree()))
     live = peak = 0
     for _, size in sizes:

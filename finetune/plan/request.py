@@ -93,7 +93,7 @@ class Request:
         return self._build(changed)
 
     def _build(self, changed: Mapping[str, int]) -> PreTrainedModel:
-        fields = self.config.to_dict() | changed
+        fields = self.config.to_dict() | dict(changed)
         # Lists with an entry a layer, which are made anew.
         fields = {name: value for name, value in fields.items() if name not in ("layer_types", "model_type")}
         config = type(self.config).from_dict(fields)

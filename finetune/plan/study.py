@@ -112,7 +112,8 @@ def _page(sizes: Sequence[Size], traffic: Sequence[tuple[str, Measured]]) -> str
         f"Written by `seeklet plan --study`. {gpu.name} at {gpu.price_per_hour} USD an hour ({gpu.price_source}), "
         f"{EFFICIENCY:.0%} of the bf16 peak for every model, as in `finetune/plan/speed.py`; nothing here was run on a "
         "GPU. Assumed: pre-training on 1T tokens; R1-style RL of 10,400 steps of 512 samples, 6,000 tokens each, "
-        f"sampled {ROWS_PER_GPU} to a GPU, with a reference model; distillation of 800,000 traces of 4,000 tokens, "
+        f"sampled {ROWS_PER_GPU} to a GPU, with a reference model, no GPU waiting for "
+        "the longest sample (a lower bound); distillation of 800,000 traces of 4,000 tokens, "
         "2 epochs.",
         "",
         "| model | total | active | least GPUs | "
@@ -131,8 +132,8 @@ def _page(sizes: Sequence[Size], traffic: Sequence[tuple[str, Measured]]) -> str
         "",
         "![cost](cost.png)",
         "",
-        "Days of pre-training on 8 to 2,048 GPUs; where a line begins is the least number that holds weights, gradients "
-        "and AdamW in 80 % of its memory. Perfect scaling is assumed: the batch is large enough for all.",
+        "Days of pre-training on 8 to 2,048 GPUs; where a line begins is the least number that holds weights, "
+        "gradients and AdamW in 80 % of its memory. Perfect scaling is assumed: the batch is large enough for all.",
         "",
         "![hours](hours.png)",
         "",
@@ -144,8 +145,8 @@ def _page(sizes: Sequence[Size], traffic: Sequence[tuple[str, Measured]]) -> str
         "difference, not V3's own numbers. A token crosses the network once for each node it is sent to; a step takes "
         "as long as its fullest GPU.",
         "",
-        "| routing | nodes per token | GPUs per token | fullest GPU / mean | fullest node / mean | to other nodes at V3's "
-        "size, forward, MB per token |",
+        "| routing | nodes per token | GPUs per token | fullest GPU / mean | fullest node / mean | to other nodes at "
+        "V3's size, forward, MB per token |",
         "|---" * 6 + "|",
     ]
     for name, measured in traffic:

@@ -163,7 +163,7 @@ def _count_gradient(parameter: nn.Parameter, tracker: StorageTracker) -> Any:
 @contextmanager
 def _on_cpu(model: nn.Module) -> Iterator[None]:
     """Make the parameters and buffers of `model` fake tensors of the CPU inside the block."""
-    places = [
+    places: list[tuple[nn.Module, Any, str, torch.Tensor]] = [
         (module, names, name, tensor)
         for module in model.modules()
         for names in (module._parameters, module._buffers)

@@ -1,4 +1,4 @@
-"""Expert-parallel traffic of real routing: traces of a small trained model, its experts laid out over nodes and GPUs."""
+"""Expert-parallel traffic of real routing: traces of a small trained model, its experts laid out over GPUs."""
 
 # L layers, N tokens, K experts chosen per token, E experts
 

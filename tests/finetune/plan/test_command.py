@@ -1,0 +1,76 @@
+"""`seeklet plan` in a process of its own: a plan as JSON and PNG, and one line for each mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from seeklet.finetune.cli import build_app
+from seeklet.finetune.demo.nano import teacher_config
+from seeklet.finetune.errors import RecipeError
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+V3 = str(RECIPES / "sft_deepseek-v3_chat_8xh200.yaml")
+V3_FSDP = str(RECIPES / "sft_deepseek-v3_chat_2x8xh200.yaml")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(build_app(["plan"]), ["plan", *arguments], catch_exceptions=True)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    teacher_config().save_pretrained(tmp_path / "nano")
+    text = f"""stage: sft
+model: {{path: "{tmp_path / "nano"}", dtype: float32}}
+data: {{train: [not-there.jsonl], max_tokens: 128}}
+trainer: {{max_steps: 10, per_device_train_batch_size: 2, bf16: false}}
+output: {{dir: "{tmp_path / "out"}"}}
+"""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_plan_as_json_and_png(recipe, tmp_path):
+    plot = tmp_path / "plots" / "memory.png"
+    result = run(str(recipe), "--gpu", "h100", "--price", "2", "--json", "--plot", str(plot))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout[result.stdout.index("{") :])
+    assert found["fits"] and found["run"]["tokens"] == 10 * 2 * 128
+    assert found["run"]["cost"] == pytest.approx(2 * found["run"]["gpu_hours"])
+    memory = found["memory_per_gpu"]
+    weights = memory["weights"]
+    assert memory["gradients"] < weights and memory["optimizer"] == 2 * memory["gradients"]
+    assert memory["total"] == sum(size for part, size in memory.items() if part not in ("total", "available"))
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((V3, "--gpu", "h300"), "--gpu is h300; allowed: a100"),
+        ((V3, "--gpu", "h100,h200"), "one kind"),
+        ((V3, "--num-gpus", "16"), "model.device_map: auto reaches the GPUs of one node, and here are 2"),
+        ((V3, "--num-gpus", "8", "--layout", "fsdp"), "which --layout fsdp excludes"),
+        ((V3, "--num-gpus", "8", "--layout", "zero"), "allowed: single, layers, fsdp, ddp"),
+        ((V3_FSDP, "--num-gpus", "24", "--expert-parallel", "24"), "24 for 256 experts on 24 GPUs; allowed: divisors"),
+        ((V3_FSDP, "--num-gpus", "16", "model.path=nobody"), "nobody"),
+        ((V3_FSDP, "--num-gpus", "16", "trainer.optim=adafactor"), "trainer.optim is adafactor"),
+        ((V3, "--efficiency", "1.5"), "--efficiency is 1.5; allowed"),
+        ((), "a recipe is missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes_are_one_line(arguments, words, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run(*arguments)
+    assert isinstance(result.exception, RecipeError)
+    assert words in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_a_folder_without_config_says_so(recipe, tmp_path):
+    (tmp_path / "nano" / "config.json").unlink()
+    result = run(str(recipe))
+    assert "has no config.json; the plan needs that file, not the weights" in str(result.exception)
