@@ -22,6 +22,7 @@ import torch
 from benchmarks.kernels.case import PUBLISHED, Case, Kept, benchmark, not_installed, operators
 from benchmarks.kernels.results import record
 from benchmarks.report import make_folder
+from seeklet.modeling.kernels import launch
 
 NOT_RUN = "not yet run on a GPU: torch sees no CUDA device here, and nothing is measured without one"
 # More than the 50 MB of an H200's second-level cache, so that a call finds nothing of the last one there; and written
@@ -144,6 +145,7 @@ def compare_kept(kept: Kept, device: torch.device) -> tuple[str, float]:
 
 def measure(operator: str, models: Sequence[str], repeats: int, device: torch.device) -> Measured:
     """Measure an operator at the shapes of these models, printing each line when it is there."""
+    take_kernels(device)
     module = benchmark(operator)
     missing = [f"| | {label} | not installed | | | | | |" for label in not_installed(operator)]
     found = Measured([*HEADER, *missing], {}, [])
@@ -165,13 +167,21 @@ def measure(operator: str, models: Sequence[str], repeats: int, device: torch.de
     return found
 
 
-def run_once(chosen: Sequence[str]) -> None:
-    """Call ours of every nano case once, on the GPU."""
+def take_kernels(device: torch.device) -> None:
+    """Let operators take their kernels on a GPU, which otherwise they do from `kernelize` on."""
+    if device.type == "cuda":
+        launch.take_triton(True)
+
+
+def run_once(chosen: Sequence[str], device: torch.device) -> None:
+    """Call ours of every nano case once."""
+    take_kernels(device)
     for operator in chosen:
         for case in benchmark(operator).cases():
             if "nano" in case.name:
-                case.runs(torch.device("cuda"))["ours"]()
-                torch.cuda.synchronize()
+                case.runs(device)["ours"]()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
                 print(f"{operator}, {case.name}: ran", flush=True)
 
 
@@ -197,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NOT_RUN)
         return 0
     if given.once:
-        run_once(chosen)
+        run_once(chosen, torch.device("cuda"))
         return 0
     make_folder(parser, given.out)
     failed = []

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from benchmarks.kernels.case import benchmark
-from benchmarks.kernels.run import NOT_RUN, milliseconds
+from benchmarks.kernels.run import NOT_RUN, milliseconds, take_kernels
 from seeklet.modeling.kernels import launch, tuned
 
 FILE = Path(tuned.__file__)
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NOT_RUN)
         return 0
     device = torch.device("cuda")
-    launch.take_triton(True)
+    take_kernels(device)
     chip = launch.capability(torch.empty(0, device=device))
     for kernel in chosen:
         key = f"{kernel}/sm_{chip}"

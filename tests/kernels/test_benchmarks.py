@@ -11,8 +11,9 @@ import torch
 from benchmarks.kernels import gpu, results, run, training_step
 from benchmarks.kernels.case import MODELS, Case, Target, benchmark, not_installed, operators
 from benchmarks.kernels.training_step import Measured
+from seeklet.modeling.kernels import launch
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def case(ours: Callable[[], object], peer: Callable[[], object], target: Target | None = None) -> Case:
@@ -25,6 +26,22 @@ def test_every_benchmark_runs_on_cpu(operator: str) -> None:
     assert found.failed == [] and not any("FAILED" in line for line in found.lines)
     assert all(line.count("|") == 9 for line in found.lines)
     assert any("| ours |" in line for line in found.lines) and found.ratios
+
+
+@pytest.mark.parametrize("measure", [lambda: run.measure("swiglu", [], 1, CUDA), lambda: run.run_once([], CUDA)])
+def test_on_a_gpu_operators_take_their_kernels(measure: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing seeklet leaves them to the reference until `kernelize`, and that is not what is to be measured."""
+    monkeypatch.setattr(launch, "_takes_triton", False)
+    monkeypatch.setattr(launch, "TRITON_DEVICES", {"cpu"})
+    assert not launch.runs_triton(torch.ones(1))
+    measure()
+    assert launch.runs_triton(torch.ones(1))
+
+
+def test_ours_is_called_once_of_each_nano_case(capsys: pytest.CaptureFixture[str]) -> None:
+    run.run_once(["swiglu", "mla_decode"], CPU)
+    expected = ["swiglu, forward, nano: ran", "swiglu, backward, nano: ran", "mla_decode, decode, nano: ran"]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 @pytest.mark.parametrize("operator", operators())
