@@ -41,9 +41,9 @@ def expected_spread(groups: int, experts: int, top_k: int, open_groups: int) -> 
     theirs. All groups open: no limit.
 
     >>> round(expected_spread(8, 256, 8, 4), 3)
-    3.633
+    3.629
     >>> round(expected_spread(8, 256, 8, 8), 3)
-    5.311
+    5.295
     """
     per_group = experts // groups
     chosen_from = open_groups * per_group
