@@ -1,5 +1,6 @@
-"""How a recipe's `model.quantization` is asked of `from_pretrained`."""
+"""What a recipe wants of bitsandbytes: `model.quantization`, as `from_pretrained` is asked for it, and optimizers."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,6 +11,20 @@ from seeklet.modeling.blockwise import check_quantization
 from seeklet.modeling.errors import ConfigError
 
 from .errors import RecipeError
+
+# How the names of transformers' optimizers begin that are bitsandbytes' own.
+_OPTIMIZERS = ("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb")
+
+
+def check_optimizer(name: str) -> None:
+    """Check that transformers' optimizer of this name can be had.
+
+    Raises:
+        RecipeError: it is bitsandbytes', which is not installed.
+    """
+    if name.startswith(_OPTIMIZERS) and find_spec("bitsandbytes") is None:
+        needs = 'needs bitsandbytes, which is not installed; pip install "seeklet[quantization]"'
+        raise RecipeError(f"trainer.optim: {name} {needs}")
 
 
 def quantized_by(quantization: str, config: PreTrainedConfig, dtype: torch.dtype | str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .hub_reach import is_cache_all, say_not_found
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
-from .quantization import quantized_by
+from .quantization import check_optimizer, quantized_by
 from .recipe import ModelSettings, MoeSettings, RolloutSettings, TrainingRecipe
 
 MtpLoss = Literal["off", "detached", "full"]
@@ -38,6 +38,7 @@ def build_training_model(recipe: TrainingRecipe) -> PreTrainedModel | PeftModel:
         RecipeError: the model cannot be loaded or trained as the recipe says.
         CheckpointError: its files are damaged.
     """
+    check_optimizer(str(recipe.trainer.get("optim", "")))
     model = load_for_training(recipe.model)
     if recipe.stage in ON_TEXTS:
         model = use_head_loss(model)

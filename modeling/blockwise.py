@@ -8,8 +8,9 @@ be those of any matrix. With blocks of 64 a weight takes 4.5 or 8.5 bits.
 
 # R rows, C columns
 
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -60,8 +61,7 @@ def code_columns(columns: int, quantization: Quantization) -> int:
 
 def quantize(matrix: torch.Tensor, quantization: Quantization, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return codes (R, C or C / 2), uint8, and largest magnitudes (R, C / block), fp32, of `matrix` (R, C)."""
-    from bitsandbytes import functional
-
+    functional = _functional()
     rows, columns = matrix.shape
     step = max(1, CHUNK // columns) if matrix.device.type == "cpu" else rows
     codes, largest = [], []
@@ -79,8 +79,7 @@ def dequantize(
     codes: torch.Tensor, largest: torch.Tensor, quantization: Quantization, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return the matrix (R, C) in `dtype` that `quantize` made codes and largest magnitudes of."""
-    from bitsandbytes import functional
-
+    functional = _functional()
     known = dtype if dtype in _FLOATS else torch.float32
     rows, columns = codes.shape[0], codes.shape[1] * (1 if quantization == "int8" else 2)
     state = functional.QuantState(
@@ -96,9 +95,13 @@ def dequantize(
     return functional.dequantize_4bit(codes.reshape(-1, 1), state).to(dtype)
 
 
-def _map_8bit(device: torch.device) -> torch.Tensor:
-    from bitsandbytes import functional
+def _functional() -> Any:
+    # By name, as it is an extra: type checkers need not have it.
+    return import_module("bitsandbytes.functional")
 
+
+def _map_8bit(device: torch.device) -> torch.Tensor:
+    functional = _functional()
     # bitsandbytes' own cache, which its quantize_blockwise fills likewise.
     if "dynamic" not in functional.name2qmap:
         functional.name2qmap["dynamic"] = functional.create_dynamic_map()

@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # The cache of a teacher's tokens in output.dir, where cache.dir is null.
 CACHE = "teacher_topk"
-# How the names of transformers' optimizers begin that are bitsandbytes' own.
-_BITSANDBYTES = ("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb")
 # Begins the name of a data set that is not a file.
 HUB_DATA = "hub:"
 
@@ -140,12 +137,6 @@ def _find_adapter_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str
 
 def _find_trainer_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
     trainer = recipe.trainer
-    optim = str(trainer.get("optim", ""))
-    if optim.startswith(_BITSANDBYTES) and find_spec("bitsandbytes") is None:
-        yield (
-            "trainer.optim",
-            f'{optim} needs bitsandbytes, which is not installed; pip install "seeklet[quantization]"',
-        )
     if trainer.get("bf16") and trainer.get("fp16"):
         yield "trainer.fp16", "bf16 is true too; choose one"
     if trainer.get("save_strategy") == "best" and not _evaluates(recipe):

@@ -128,7 +128,7 @@ def test_rows_that_cannot_be_cut_into_blocks(tmp_path: Path, run_here: RunHere) 
 
 def test_without_bitsandbytes(tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = str(qlora(tmp_path))
-    for module in ("seeklet.modeling.blockwise", "seeklet.finetune.recipe.checks"):
+    for module in ("seeklet.modeling.blockwise", "seeklet.finetune.quantization"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     for change, key in (("trainer.optim=adamw_torch", "model.quantization"), ("model.quantization=null", "optim")):
         code, _, errors = run_here("train", recipe, change)

@@ -18,6 +18,8 @@ from tests.finetune.conftest import PLAIN_TERMINAL, RunHere
 from tests.finetune.nano_checkpoints import ROOT, build_checkpoint, make_block_fp8
 
 RECIPES = sorted((ROOT / "recipes").glob("sft_*.yaml"))
+# Rows that can be cut into blocks of 32 numbers.
+QUANTIZABLE = {"intermediate_size": 64, "moe_intermediate_size": 32, "v_head_dim": 16}
 # What a machine without a GPU cannot do as the recipe says. Two steps of small batches, each evaluated and saved.
 HERE = (
     "model.device_map=null",
@@ -44,7 +46,9 @@ def run_there(*arguments: str) -> tuple[int, str]:
 def test_two_steps(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: RunHere) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(file)
-    model = build_checkpoint(recipe.model.path, tmp_path / "model")
+    if recipe.model.quantization:
+        pytest.importorskip("bitsandbytes")
+    model = build_checkpoint(recipe.model.path, tmp_path / "model", **QUANTIZABLE if recipe.model.quantization else {})
     if "DeepSeek-V3" in recipe.model.path:
         # As it is published.
         make_block_fp8(model)
