@@ -24,7 +24,7 @@ PROJECT = PYPROJECT["project"]
 OF_TORCH = {"torch", "triton"}
 # Every package in these is distributed; recipes/ is data, tests/ and benchmarks/ stay in the repository.
 PACKAGE_ROOTS = ("modeling", "finetune")
-DATA_ENDS = ("gotmpl", "jinja", "yaml")
+DATA_ENDS = ("gotmpl", "jinja", "yaml", "json")
 
 
 def read_constraints() -> dict[str, str]:
