@@ -1,12 +1,14 @@
 """What the compiler makes of a kernel for GPUs that are not here: registers, memory, instructions; gates and a table.
 
-To renew the table of one operator or of all, after a look at what changed:
+The same source gives the same code: a row of the table is of one source, by its hash, and stands for it until that
+changes. To renew the table of one operator or of all, after a look at what changed:
 
     python -m tests.kernels.ahead_of_time rms_norm swiglu
     python -m tests.kernels.ahead_of_time
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import re
@@ -80,6 +82,18 @@ def _attributes(configuration: Configuration) -> dict[tuple[int, ...], list[list
     return {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *configuration.aligned)}
 
 
+def _options(configuration: Configuration) -> dict[str, Any]:
+    # Fused multiply-add is the default at launches, with a warning that another will be.
+    warps, stages = configuration.num_warps, configuration.num_stages
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
+def hash_source(configuration: Configuration) -> str:
+    """Return a hash of all that compiling starts from but triton itself: the code, and how it is called."""
+    called = (configuration.signature, configuration.constants, configuration.aligned, _options(configuration))
+    return hashlib.sha256(f"{configuration.function.cache_key}{called}".encode()).hexdigest()[:16]
+
+
 def build(configuration: Configuration, capability: int) -> Any:
     """Return the kernel compiled by triton for `sm_<capability>`; no GPU is needed."""
     names = configuration.function.arg_names
@@ -91,9 +105,7 @@ def build(configuration: Configuration, capability: int) -> Any:
         constexprs=configuration.constants,
         attrs=_attributes(configuration),
     )
-    # Fused multiply-add is the default at launches, with a warning that another will be.
-    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=_options(configuration))
 
 
 def _disassemble(cubin: bytes, option: str) -> str:
@@ -152,7 +164,7 @@ def regressions(compiled: Compiled, before: Compiled) -> list[str]:
 
 
 def read_table(operator: str) -> dict[str, Any]:
-    """Return the stored table: the version of triton, and each kernel's numbers by `name/sm_90`."""
+    """Return the stored table: the version of triton, and each kernel's source and numbers by `name/sm_90`."""
     return json.loads((TABLES / f"{operator}.json").read_text(encoding="utf-8"))
 
 
@@ -164,7 +176,7 @@ def write_table(operator: str) -> list[str]:
             key = f"{configuration.name}/sm_{capability}"
             compiled = compile_kernel(configuration, capability)
             failed += [f"{operator}/{key}: {line}" for line in failed_gates(configuration, capability, compiled)]
-            table[key] = compiled._asdict()
+            table[key] = {"source": hash_source(configuration), **compiled._asdict()}
             print(f"{operator}/{key}: {compiled}")
     TABLES.mkdir(exist_ok=True)
     lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(table.items()))
