@@ -30,6 +30,13 @@ from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_check
 from .errors import TrainingError
 from .limits import MAX_SHARD_GB
 from .lora.files import BIAS_FILE, load_adapter, read_router_biases, router_biases, save_adapter
+from .sharded_checkpoints import (
+    SCHEDULER_FILE,
+    is_sharded,
+    load_model_shards,
+    load_optimizer_shards,
+    load_whole_optimizer,
+)
 
 
 class CompleteCheckpoints(TrainerCallback):
@@ -221,7 +228,33 @@ class ResumableTrainer(Trainer):
         assert self.processing_class is not None
         self.processing_class.save_pretrained(output_dir)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        if resume_from_checkpoint and self._is_for_shards(resume_from_checkpoint):
+            # Before the model is sharded: it is loaded as it would be by one process.
+            self._load_unsharded(str(resume_from_checkpoint))
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _is_for_shards(self, checkpoint: str) -> bool:
+        """Return whether FSDP goes on from what processes without it have saved."""
+        return self.is_fsdp_enabled and not is_sharded(Path(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or is_sharded(Path(checkpoint)) == self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        scheduler: Any = self.lr_scheduler
+        load = load_whole_optimizer if self.is_fsdp_enabled else load_optimizer_shards
+        load(self._bare_model(), optimizer, Path(checkpoint))
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._is_for_shards(resume_from_checkpoint):
+            return
+        if not self.is_fsdp_enabled and is_sharded(Path(resume_from_checkpoint)):
+            load_model_shards(self._bare_model(), Path(resume_from_checkpoint))
+            self._load_biases_beside_shards(Path(resume_from_checkpoint))
+            return
         if not self._load_whole(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             self._load_biases_beside_shards(Path(resume_from_checkpoint))
@@ -238,14 +271,18 @@ class ResumableTrainer(Trainer):
         # FSDP and DeepSpeed keep files of their own in a checkpoint; seeklet's models read published names themselves.
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or isinstance(model, SeekletPreTrainedModel):
             return False
+        self._load_unsharded(checkpoint)
+        return True
+
+    def _load_unsharded(self, checkpoint: str) -> None:
+        model = self._bare_model()
         if isinstance(model, PeftModel):
             load_adapter(model, checkpoint)
-            return True
+            return
         # Trainer matches the names in the file with those in memory, and experts, which are fused in memory only, would
         # stay as they are without an error (transformers issue 48805).
         saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
-        return True
 
     def _save_biases_beside_shards(self, folder: Path) -> None:
         # Of a model with an adapter, FSDP and DeepSpeed save what is trained, which router biases are not.
