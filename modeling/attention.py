@@ -18,6 +18,7 @@ from .kernels.linear.reference import linear
 from .kernels.mla_attention.reference import mla_attention
 from .kernels.mla_decode.reference import decode_is_cheaper, mla_decode
 from .linear import SeekletLinear, has_plain_weight
+from .masks import causal_mask, dense_mask, packed_mask
 from .norm import SeekletRMSNorm
 from .rope import SeekletApplyRope, softmax_scaling
 
@@ -55,9 +56,11 @@ class SeekletMLADecode(nn.Module):
         k_rope: torch.Tensor,
         mask: torch.Tensor | None,
         scaling: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return output (B, H, S, L) and weights (B, H, S, T); arguments as in the reference `mla_decode`."""
-        return mla_decode(q_latent, q_rope, latent, k_rope, mask, scaling)
+    ) -> torch.Tensor:
+        """Return the output (B, H, S, L); arguments as in the reference `mla_decode`, but no mask means causal."""
+        if mask is None:
+            mask = causal_mask(q_latent.shape[2], latent.shape[1], latent.device)
+        return mla_decode(q_latent, q_rope, latent, k_rope, mask, scaling)[0]
 
 
 @use_kernel_forward_from_hub("SeekletMLAAttention")
@@ -74,6 +77,7 @@ class SeekletMLAAttention(nn.Module):
         expanded: torch.Tensor | None,
         mask: torch.Tensor | None,
         scaling: float,
+        first_keys: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the output (B, H, S, V).
 
@@ -83,6 +87,7 @@ class SeekletMLAAttention(nn.Module):
             expanded: (B, H, T, N + V), keys and values, given where `weight` is not.
             mask: as the reference `mla_attention` takes it.
             scaling: of the scores.
+            first_keys: (B or 1, S), the first key that each query sees, in place of a mask (`packed_first_keys`).
         """
         heads, nope = q_nope.shape[1], q_nope.shape[-1]
         if expanded is None:
@@ -90,6 +95,7 @@ class SeekletMLAAttention(nn.Module):
             expanded = linear(latent, weight).unflatten(-1, (heads, -1)).transpose(1, 2)
         query = torch.cat((q_nope, q_rope), dim=-1)
         key = torch.cat((expanded[..., :nope], k_rope.unsqueeze(1).expand(-1, heads, -1, -1)), dim=-1)
+        mask = mask if first_keys is None else packed_mask(first_keys)
         return mla_attention(query, key, expanded[..., nope:], mask, scaling)
 
 
@@ -109,12 +115,11 @@ def _takes_reference(query: torch.Tensor, attention_mask: Any, dropout: float) -
     )
 
 
-def _takes_kernel(layer: nn.Module, attention_mask: Any, dropout: float) -> bool:
-    """Return whether the layer has a kernel that is given no more than it takes: causal, or any bool mask."""
-    if dropout or not _has_kernel(layer):
-        return False
-    is_bool = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
-    return attention_mask is None or (is_bool and attention_mask.dim() == 4)
+def _is_bool_or_none(attention_mask: Any) -> bool:
+    """Return whether a mask is one that kernels take: causal, or any bool mask."""
+    if attention_mask is None:
+        return True
+    return isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool and attention_mask.dim() == 4
 
 
 class SeekletAttention(nn.Module):
@@ -163,12 +168,14 @@ class SeekletAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: Any,
         past_key_values: Cache | None = None,
+        first_keys: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the output (B, S, hidden_size) and, with `attn_implementation="eager"`, the weights (B, H, S, T).
 
         `attention_mask` is what transformers' mask functions make for the chosen implementation: None, bool or
-        additive (B, 1, S, T), 2-D padding (flash attention), or a flex BlockMask.
+        additive (B, 1, S, T), 2-D padding (flash attention), or a flex BlockMask. `first_keys` (B or 1, S) come in its
+        place where sequences are packed and `attends_by_kernel` says so.
         """
         q_nope, q_rope = self._queries(hidden_states)
         latent, k_rope = self.kv_a_proj_with_mqa(hidden_states).split(
@@ -182,9 +189,17 @@ class SeekletAttention(nn.Module):
             if attention_mask is None and past_key_values.is_compileable and hidden_states.shape[1] > 1:
                 # Only into an empty static cache do several tokens come without a mask: behind them it is empty.
                 latent, k_rope = (states[:, :, : hidden_states.shape[1]] for states in (latent, k_rope))
-        attend = self._absorbed if self._absorb(q_nope, latent, attention_mask) else self._expanded
-        output, weights = attend(q_nope, q_rope, latent, k_rope, attention_mask, **kwargs)
+        parts = (q_nope, q_rope, latent, k_rope, attention_mask)
+        if first_keys is None and self._absorb(q_nope, latent, attention_mask):
+            output, weights = self._absorbed(*parts)
+        else:
+            output, weights = self._expanded(*parts, first_keys, **kwargs)
         return self.o_proj(output.flatten(-2)), weights
+
+    def attends_by_kernel(self) -> bool:
+        """Return whether a kernel stands ready for expanded attention, which needs no mask for packed sequences."""
+        dropout = self.training and self.attention_dropout > 0
+        return self.config._attn_implementation == "sdpa" and not dropout and _has_kernel(self.attend)
 
     def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.has_query_latent:
@@ -216,7 +231,6 @@ class SeekletAttention(nn.Module):
         latent: torch.Tensor,
         k_rope: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # k_nope = W_UK c, so q.k_nope = (W_UK^T q).c; v = W_UV c, so sum(p v) = W_UV sum(p c).
         # Each head's whole matrix [W_UK; W_UV] is multiplied, by zeros in the half that does not count: its halves
@@ -226,14 +240,19 @@ class SeekletAttention(nn.Module):
         q = q_nope.transpose(0, 1).reshape(heads, batch * queries, nope)
         q_latent = torch.bmm(F.pad(q, (0, self.v_head_dim)), matrix)
         q_latent = q_latent.view(heads, batch, queries, -1).transpose(0, 1)
-        mask = dense_mask(attention_mask, queries, latent.shape[2], latent.device)
-        output, weights = self.decode(q_latent, q_rope, latent[:, 0], k_rope[:, 0], mask, self.scaling)
+        parts, keys, weights = (q_latent, q_rope, latent[:, 0], k_rope[:, 0]), latent.shape[2], None
+        if self.config._attn_implementation == "eager":
+            mask = dense_mask(attention_mask, queries, keys, latent.device)
+            output, weights = mla_decode(*parts, mask, self.scaling)
+        else:
+            mask = None if attention_mask is None else dense_mask(attention_mask, queries, keys, latent.device)
+            output = self.decode(*parts, mask, self.scaling)
         output = output.permute(1, 3, 0, 2).reshape(heads, -1, batch * queries)
         output = torch.bmm(matrix, output)[:, nope:].view(heads, -1, batch, queries).permute(2, 3, 0, 1)
         if value_bias is not None:
             # The weights of a query add up to 1; a bias on the keys adds the same to all its scores and cancels.
             output = output + value_bias
-        return output, weights if self.config._attn_implementation == "eager" else None
+        return output, weights
 
     def _up_projection(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return [W_UK; W_UV] (H, N + V, L), and the bias on the values (H, V) where there may be one."""
@@ -253,40 +272,23 @@ class SeekletAttention(nn.Module):
         latent: torch.Tensor,
         k_rope: torch.Tensor,
         attention_mask: Any,
+        first_keys: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         dropout = self.attention_dropout if self.training else 0.0
         implementation = self.config._attn_implementation
-        has_kernel = implementation == "sdpa" and _takes_kernel(self.attend, attention_mask, dropout)
+        has_kernel = self.attends_by_kernel() and _is_bool_or_none(attention_mask)
+        weight = expanded = None
         if has_kernel and has_plain_weight(self.kv_b_proj):
-            parts = (q_nope, q_rope, latent[:, 0], k_rope[:, 0], self.kv_b_proj.weight, None)
-            return self.attend(*parts, attention_mask, self.scaling).transpose(1, 2), None
-        expanded = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            weight = self.kv_b_proj.weight
+        else:
+            expanded = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if has_kernel or (implementation == "sdpa" and _takes_reference(q_nope, attention_mask, dropout)):
-            parts = (q_nope, q_rope, latent[:, 0], k_rope[:, 0], None, expanded)
-            return self.attend(*parts, attention_mask, self.scaling).transpose(1, 2), None
+            parts = (q_nope, q_rope, latent[:, 0], k_rope[:, 0], weight, expanded)
+            return self.attend(*parts, attention_mask, self.scaling, first_keys).transpose(1, 2), None
+        assert expanded is not None
         k_nope, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         query = torch.cat((q_nope, q_rope), dim=-1)
         key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention)
         return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-
-
-def dense_mask(
-    attention_mask: torch.Tensor | None, num_queries: int, num_keys: int, device: torch.device
-) -> torch.Tensor | None:
-    """Return a mask broadcastable to (B, H, S, T) from what a mask function made, or None where all may be seen.
-
-    None stands for plain causal attention in transformers, a 2-D mask (B, T) for padding under flash attention; the
-    last query always stands at the last key.
-    """
-    if attention_mask is not None and attention_mask.dim() == 4:
-        return attention_mask[..., :num_keys]
-    if attention_mask is None and num_queries == 1:
-        return None
-    keys = torch.arange(num_keys, device=device)
-    queries = torch.arange(num_keys - num_queries, num_keys, device=device)
-    causal = keys[None, :] <= queries[:, None]
-    if attention_mask is None:
-        return causal
-    return causal & attention_mask[:, None, None, -num_keys:].bool()

@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import SeekletAttention
 from .configuration import SeekletConfig
 from .moe import SeekletMLP, SeekletMoE
-from .norm import SeekletRMSNorm
+from .norm import SeekletAddRMSNorm, SeekletRMSNorm
 
 
 class SeekletDecoderLayer(GradientCheckpointingLayer):
@@ -21,7 +21,7 @@ class SeekletDecoderLayer(GradientCheckpointingLayer):
         self.is_moe = layer_idx >= config.first_k_dense_replace
         self.mlp = SeekletMoE(config) if self.is_moe else SeekletMLP(config, config.intermediate_size)
         self.input_layernorm = SeekletRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = SeekletRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = SeekletAddRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -42,7 +42,6 @@ class SeekletDecoderLayer(GradientCheckpointingLayer):
             past_key_values=past_key_values,
             **kwargs,
         )
-        hidden_states = hidden_states + attended
-        normed = self.post_attention_layernorm(hidden_states)
+        normed, hidden_states = self.post_attention_layernorm(attended, hidden_states)
         fed = self.mlp(normed, token_mask, count_load, expert_choice) if self.is_moe else self.mlp(normed)
         return hidden_states + fed

@@ -24,6 +24,7 @@ from .checkpoint import CheckpointMixin
 from .configuration import SeekletConfig
 from .kernelize import kernel_mapping, kernelize, unkernelize
 from .layer import SeekletDecoderLayer
+from .masks import packed_first_keys
 from .moe import SeekletExperts, SeekletMoE, SeekletRouter
 from .mtp import SeekletMTPLayer, shift_left
 from .norm import SeekletRMSNorm
@@ -223,16 +224,23 @@ class SeekletModel(SeekletPreTrainedModel):
         position_ids: torch.Tensor,
         past_key_values: Cache | None,
     ) -> dict[str, Any]:
-        """Return what every layer of one pass is given: mask, rope, positions, and which tokens are padding."""
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        """Return what every layer of one pass is given: what it sees, rope, positions, and which tokens are padding."""
+        mask = first_keys = None
+        layers: Any = self.layers
+        plain = attention_mask is None and past_key_values is None
+        if plain and all(layer.self_attn.attends_by_kernel() for layer in layers):
+            first_keys = packed_first_keys(position_ids)
+        else:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
         return {
             "attention_mask": mask,
+            "first_keys": first_keys,
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
             "position_ids": position_ids,
             "token_mask": real_tokens(inputs_embeds.shape, attention_mask, position_ids) if self.training else None,

@@ -4,16 +4,21 @@ Layers are pure, as the `kernels` library demands: no constructor, no other meth
 they replace, whose attributes they read. `has_backward` and `can_torch_compile` are all they may say about themselves.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .grouped_experts.op import grouped_experts
 from .grouped_fp8.op import grouped_fp8, grouped_fp8_quantized, refuse_parametrized
 from .grouped_lora.op import LowRank, grouped_lora
 from .linear.op import fp8_linear, fp8_linear_quantized
 from .mla_attention.library import attend, attend_from_latent
-from .rms_norm.op import rms_norm
+from .mla_decode.op import mla_decode
+from .rms_norm.op import add_rms_norm, rms_norm
 from .rope.op import apply_rope
+from .router.op import route
 from .swiglu.op import swiglu
 
 # Compute capability from which on the kernels are compiled and tested.
@@ -33,6 +38,21 @@ class SeekletRMSNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return `hidden_states` (..., D) normalised, times `weight` (D,)."""
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class SeekletAddRMSNorm(nn.Module):
+    """Sum with the residual, and RMSNorm of it over the last dimension."""
+
+    has_backward = True
+    can_torch_compile = True
+    weight: torch.Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of both (..., D) normalised, times `weight` (D,), and the sum."""
+        # Under autocast a projection gives half precision, and the residual stays as wide as it was.
+        dtype = torch.promote_types(hidden_states.dtype, residual.dtype)
+        return add_rms_norm(hidden_states.to(dtype), residual.to(dtype), self.weight, self.variance_epsilon)
 
 
 class SeekletSwiGLU(nn.Module):
@@ -76,13 +96,63 @@ class SeekletMLAAttention(nn.Module):
         expanded: torch.Tensor | None,
         mask: torch.Tensor | None,
         scaling: float,
+        first_keys: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the output (B, H, S, V); `expanded` (B, H, T, N + V) is given where `weight` (H(N + V), L) is not."""
         if expanded is None:
             assert weight is not None
-            return attend_from_latent(q_nope, q_rope, latent, k_rope, weight, mask, scaling)
+            return attend_from_latent(q_nope, q_rope, latent, k_rope, weight, mask, scaling, first_keys)
         nope = q_nope.shape[-1]
-        return attend(q_nope, q_rope, expanded[..., :nope], k_rope, expanded[..., nope:], mask, scaling)
+        k_nope, value = expanded[..., :nope], expanded[..., nope:]
+        return attend(q_nope, q_rope, k_nope, k_rope, value, mask, scaling, first_keys)
+
+
+class SeekletMLADecode(nn.Module):
+    """Attention over the latent cache for few query tokens."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(
+        self,
+        q_latent: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Return the output (B, H, S, L); without `mask` causal, the last query standing at the last key."""
+        batch, _, queries, _ = q_latent.shape
+        lengths = None
+        if mask is None and queries > 1:
+            lengths = latent.new_full((batch,), latent.shape[1], dtype=torch.int32)
+        return mla_decode(q_latent, q_rope, latent, k_rope, mask, scaling, lengths)
+
+
+class SeekletRouter(nn.Module):
+    """Chooses the experts of each token; the product with `weight` in fp32, choice and weights in one kernel."""
+
+    has_backward = True
+    can_torch_compile = True
+    weight: torch.Tensor
+    e_score_correction_bias: torch.Tensor
+    routing: dict[str, Any]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        logits_delta: torch.Tensor | None = None,
+        expert_choice: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits (T, E) and weights (T, K), both fp32, and indices (T, K)."""
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = F.linear(hidden_states.flatten(0, -2).to(wide), self.weight.to(wide))
+        if logits_delta is not None:
+            logits = logits + logits_delta
+        weights, indices = route(logits, self.e_score_correction_bias, expert_choice=expert_choice, **self.routing)
+        return logits, weights, indices
 
 
 class SeekletExperts(nn.Module):

@@ -10,9 +10,10 @@ import torch
 from kernels import Mode, kernelize, use_kernel_mapping
 from torch import nn
 
-from seeklet.modeling.attention import SeekletMLADecode
+from seeklet.modeling.attention import SeekletMLAAttention, SeekletMLADecode
+from seeklet.modeling.kernels import layers
 from seeklet.modeling.moe import SeekletExperts, SeekletRouter, SeekletSwiGLU
-from seeklet.modeling.norm import SeekletRMSNorm
+from seeklet.modeling.norm import SeekletAddRMSNorm, SeekletRMSNorm
 from seeklet.modeling.rope import SeekletApplyRope
 from tests.modeling.nano import build_ours, draw_tokens
 
@@ -70,8 +71,10 @@ def test_layer_carries_its_own_name_as_hook(layer: type[nn.Module]) -> None:
 
 
 def test_every_operation_with_a_kernel_has_a_hook() -> None:
-    operations = {SeekletRMSNorm, SeekletApplyRope, SeekletSwiGLU, SeekletRouter, SeekletExperts, SeekletMLADecode}
-    assert operations <= set(HOOKED)
+    operations = {SeekletRMSNorm, SeekletAddRMSNorm, SeekletApplyRope, SeekletSwiGLU, SeekletRouter, SeekletExperts}
+    assert operations | {SeekletMLAAttention, SeekletMLADecode} <= set(HOOKED)
+    names = {name for name in vars(layers) if name.startswith("Seeklet") and not name.startswith("SeekletFp8")}
+    assert {layer.__name__ for layer in HOOKED} - names == {"SeekletLinear"}
 
 
 @pytest.mark.parametrize("layer", HOOKED, ids=lambda layer: layer.__name__)

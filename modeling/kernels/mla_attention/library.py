@@ -100,12 +100,13 @@ def attend_from_latent(
     weight: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float,
+    first_keys_BS: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return what `mla_attention_from_latent` does, from it or, of expanded keys, from the best library installed."""
     heads, nope = q_nope_BHSN.shape[1], q_nope_BHSN.shape[-1]
     parts = (q_nope_BHSN, q_rope_BHSR)
-    if best_library(parts, weight.shape[0] // heads - nope, mask, None) == "ours":
-        return mla_attention_from_latent(*parts, latent_BTL, k_rope_BTR, weight, mask, scaling)
+    if best_library(parts, weight.shape[0] // heads - nope, mask, first_keys_BS) == "ours":
+        return mla_attention_from_latent(*parts, latent_BTL, k_rope_BTR, weight, mask, scaling, first_keys_BS)
     expanded = F.linear(latent_BTL, weight).unflatten(-1, (heads, -1)).transpose(1, 2)
     return attend(*parts, expanded[..., :nope], k_rope_BTR, expanded[..., nope:], mask, scaling)
 
