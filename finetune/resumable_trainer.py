@@ -27,6 +27,7 @@ from transformers.utils import CONFIG_NAME as MODEL_CONFIG
 from seeklet.modeling import SeekletError, SeekletPreTrainedModel
 
 from .checkpoints import STATE_FILE, checkpoint_path, last_checkpoint, new_checkpoint, rotate, written_by_all
+from .engines import is_lost_process
 from .errors import TrainingError
 from .limits import MAX_SHARD_GB
 from .lora.files import BIAS_FILE, load_adapter, read_router_biases, router_biases, save_adapter
@@ -211,6 +212,8 @@ class ResumableTrainer(Trainer):
             raise
         # PyTorch's writer raises a RuntimeError and safetensors its own error where a disk is full.
         except (OSError, RuntimeError, SafetensorError) as error:
+            if is_lost_process(error):
+                raise
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
             free = shutil.disk_usage(self.checkpoint_folder).free
             raise TrainingError(

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .atomic_files import write_text
 from .checkpoints import last_checkpoint, num_processes_of, step_of
+from .engines import is_lost_process
 from .errors import RecipeError, TrainingError
 from .lora.attach import adapted_table
 from .metrics import keep_until
@@ -124,6 +125,11 @@ def _errors_explained(folder: RunFolder, console: Console, smaller: str) -> Iter
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the GPU's memory is full; {smaller}. {_where_to_go_on(folder)}") from error
     except (MemoryError, RuntimeError) as error:
+        if is_lost_process(error):
+            raise TrainingError(
+                "another process of this run has ended, so this one stops, too; its own message, or the launcher's, "
+                f"says why. {_where_to_go_on(folder)}"
+            ) from error
         # torch has no class of its own for a CPU's memory that is full.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise

@@ -195,11 +195,17 @@ def test_readme_names_every_recipe_and_every_key() -> None:
 def test_accelerate_reads_its_configuration(file: Path) -> None:
     config = load_config_from_file(str(file))
     assert isinstance(config, ClusterConfig)
-    assert config.distributed_type == "FSDP"
-    assert (config.fsdp_config or {})["fsdp_version"] == 2
-    name = re.fullmatch(r"fsdp2_(?:(\d+)x)?(\d+)gpu", file.stem)
+    name = re.fullmatch(r"(ddp|fsdp2|fsdp2-offload|zero2|zero3)_(?:(\d+)x)?(\d+)gpu", file.stem)
     assert name is not None
-    nodes, gpus = int(name[1] or 1), int(name[2])
+    nodes, gpus = int(name[2] or 1), int(name[3])
+    fsdp, deepspeed = config.fsdp_config or {}, config.deepspeed_config or {}
+    if name[1] == "ddp":
+        assert config.distributed_type == ("MULTI_GPU" if gpus > 1 else "NO") and not fsdp and not deepspeed
+    elif name[1].startswith("fsdp2"):
+        assert config.distributed_type == "FSDP" and fsdp["fsdp_version"] == 2
+        assert fsdp["fsdp_offload_params"] == (name[1] == "fsdp2-offload")
+    else:
+        assert config.distributed_type == "DEEPSPEED" and f"zero{deepspeed['zero_stage']}" == name[1]
     assert (config.num_machines, config.num_processes) == (nodes, nodes * gpus)
     assert file.name in file.read_text(encoding="utf-8").splitlines()[0]
 

@@ -1,0 +1,78 @@
+"""Engines: what excludes what is said in a line, and a process that is killed ends the run, which can go on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from torch import distributed as dist
+
+from seeklet.finetune.checkpoints import last_checkpoint, step_of
+from seeklet.finetune.engines import find_engine_mistakes, is_lost_process
+from tests.finetune.sft_runs import run, write_recipe
+
+FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "quantization", "wrong"),
+    [
+        ({}, "nf4", []),
+        (FSDP, None, []),
+        (FSDP, "nf4", ["model.quantization is nf4, and FSDP does not share out quantised weights"]),
+        (DEEPSPEED, None, ["trainer accelerate was started with DeepSpeed, which is not installed; pip install"]),
+        (FSDP | DEEPSPEED, None, ["trainer accelerate was started with FSDP and with DeepSpeed; allowed: one", ""]),
+    ],
+)
+def test_what_cannot_be_is_said(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], quantization: str | None, wrong: list[str]
+) -> None:
+    monkeypatch.setattr("seeklet.finetune.engines.find_spec", lambda name: None)
+    for name in FSDP | DEEPSPEED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = [f"{key} {what}" for key, what in find_engine_mistakes(quantization)]
+    assert len(found) == len(wrong) and all(one.startswith(start) for one, start in zip(found, wrong, strict=True))
+
+
+def test_a_process_that_is_gone_is_told_from_other_errors() -> None:
+    assert is_lost_process(RuntimeError("[gloo/pair.cc:537] Read error: Connection reset by peer"))
+    assert is_lost_process(dist.DistNetworkError("connection"))
+    assert not is_lost_process(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path: Path) -> None:
+    trainer = {"max_steps": 40, "save_steps": 2, "eval_strategy": "no", "gradient_accumulation_steps": 1}
+    recipe = write_recipe(tmp_path, trainer=trainer)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "seeklet.finetune"]
+    launcher = subprocess.Popen(
+        [sys.executable, *launch, "train", str(recipe)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while last_checkpoint(checkpoints) is None:
+        assert time.monotonic() < end and launcher.poll() is None
+        time.sleep(0.02)
+    workers = psutil.Process(launcher.pid).children(recursive=True)
+    (second,) = [process for process in workers if process.environ().get("RANK") == "1"]
+    second.send_signal(signal.SIGKILL)
+    said, _ = launcher.communicate(timeout=30)
+    assert launcher.returncode != 0
+    assert not any(process.is_running() for process in workers)
+    assert "seeklet/finetune" not in re.sub(r".*torch/.*", "", said), "a traceback of ours"
+    checkpoint = last_checkpoint(checkpoints)
+    assert checkpoint is not None and 2 <= step_of(checkpoint) < 40
+    run(recipe, resume=True)
+    last = last_checkpoint(checkpoints)
+    assert last is not None and step_of(last) == 40
