@@ -10,12 +10,12 @@ from .kernels.router.reference import expert_scores, top_k_lowest_index
 
 def count_experts(indices_TK: torch.Tensor, num_experts: int, valid_T: torch.Tensor | None = None) -> torch.Tensor:
     """Return how many tokens chose each expert: int64 (E,). Tokens where `valid_T` is False are left out."""
-    flat = indices_TK.flatten()
-    if valid_T is None:
-        return torch.bincount(flat, minlength=num_experts)
-    # Padding goes to a bin of its own, which is cut off: no synchronisation with the host, unlike indexing.
-    valid = valid_T[:, None].expand_as(indices_TK).flatten()
-    return torch.bincount(torch.where(valid, flat, num_experts), minlength=num_experts + 1)[:num_experts]
+    # Not bincount, which on a GPU makes the host wait for the largest index.
+    flat, bins = indices_TK.flatten(), num_experts
+    if valid_T is not None:
+        # Padding goes to a bin of its own, which is cut off: no synchronisation with the host, unlike indexing.
+        flat, bins = torch.where(valid_T[:, None], indices_TK, num_experts).flatten(), num_experts + 1
+    return flat.new_zeros(bins).scatter_add_(0, flat, torch.ones_like(flat))[:num_experts]
 
 
 def updated_bias(bias_E: torch.Tensor, counts_E: torch.Tensor, speed: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from kernels import LocalLayerRepository, Mode, get_local_kernel, kernelize, use_kernel_mapping
 
+from seeklet import hub_upload
 from seeklet.finetune.publish.kernels import KernelRepositoryError, assemble_kernel_repository
 from seeklet.modeling import kernels as in_tree
 from seeklet.modeling.kernels.rms_norm.reference import rms_norm
@@ -86,7 +87,7 @@ def test_a_build_holds_the_package_as_it_is_under_names_of_its_own(repository: P
 def test_the_card_names_every_function_and_layer(repository: Path) -> None:
     card = (repository / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: kernels\nlicense: mit\n")
-    for name in (*in_tree.functional.__all__, "SeekletRMSNorm"):
+    for name in (*in_tree.functional.__all__, *(name for name in vars(in_tree.layers) if name.startswith("Seeklet"))):
         assert f"- `{name}`: " in card
     assert "Not yet run on a GPU" in card
 
@@ -120,15 +121,14 @@ def test_names_the_hub_would_refuse(bad: dict, says: str, tmp_path: Path) -> Non
         assemble_kernel_repository(tmp_path / "new", **bad)
 
 
-def test_command_line(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "hub_upload.py", "kernels", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-    good = run("--out", str(tmp_path / "new"))
-    assert good.returncode == 0, good.stderr
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "hub_upload.py", "kernels", "--out", str(tmp_path / "new")]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "new" / "build" / "torch-cuda" / "metadata.json").is_file()
     (tmp_path / "file").touch()
-    bad = run("--out", str(tmp_path / "file"))
-    assert bad.returncode == 2
-    assert bad.stderr.strip() == f"--out {tmp_path / 'file'} is a file; give a folder"
+    monkeypatch.setattr(sys, "argv", ["hub_upload.py", "kernels", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as end:
+        hub_upload.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.strip() == f"--out {tmp_path / 'file'} is a file; give a folder"
