@@ -2,7 +2,7 @@
 
 # B batch, S positions, H hidden, T = B*S tokens, E experts
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache
@@ -18,6 +18,32 @@ from .linear import SeekletLinear
 from .model import SeekletModel, SeekletPreTrainedModel
 from .mtp import IGNORE_INDEX, mtp_labels, shift_left
 from .outputs import SeekletCausalLMOutput
+
+
+class Objective(NamedTuple):
+    """What the losses of a pass are made of, each as in `SeekletForCausalLM.forward`."""
+
+    labels: torch.Tensor | None
+    shift_labels: torch.Tensor | None
+    num_items_in_batch: torch.Tensor | int | None
+    mtp_loss: Literal["off", "detached", "full"]
+    temperature: float | None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is anything to predict."""
+        return self.labels is not None or self.shift_labels is not None
+
+    def both_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return labels (B, S) and shifted labels (B, S), one made of the other where it is not given."""
+        labels, shifted = self.labels, self.shift_labels
+        if shifted is None:
+            assert labels is not None
+            shifted = shift_left(labels, 1, IGNORE_INDEX)
+        elif labels is None:
+            # What the deeper modules predict stands in the same labels, one place further to the right.
+            labels = torch.cat((torch.full_like(shifted[:, :1], IGNORE_INDEX), shifted[:, :-1]), dim=1)
+        return labels, shifted
 
 
 class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
@@ -69,12 +95,11 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
                 distribution, of logits divided by this, at the position in front of the label; 0 where the label is
                 -100. Reinforcement learning makes its loss of them.
         """
-        shift_labels = kwargs.pop("shift_labels", None)
+        objective = Objective(labels, kwargs.pop("shift_labels", None), num_items_in_batch, mtp_loss, temperature)
         # The main layers' own: MTP modules choose their experts themselves.
         expert_choice = kwargs.pop("expert_choice", None)
         asked_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
-        has_labels = labels is not None or shift_labels is not None
-        with_balance = self.training and has_labels and self._has_balance_loss()
+        trained = self.training and objective.has_labels
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -85,27 +110,17 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
             **inputs,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            output_router_logits=asked_router_logits or with_balance,
+            output_router_logits=asked_router_logits or (trained and self._has_balance_loss()),
             output_router_indices=output_expert_load,
             expert_choice=expert_choice,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if return_logits is None:
-            return_logits = not (self.training and has_labels)
         losses = {}
-        if has_labels:
-            losses = self._losses(
-                hidden,
-                outputs.router_logits,
-                labels,
-                shift_labels,
-                inputs,
-                num_items_in_batch,
-                mtp_loss,
-                temperature,
-                kwargs,
-            )
+        if objective.has_labels:
+            losses = self._losses(hidden, outputs.router_logits, objective, inputs, kwargs)
+        if return_logits is None:
+            return_logits = not trained
         # Made in one go: a field set afterwards is no item of the output, where Trainer looks for the loss.
         return SeekletCausalLMOutput(
             **losses,
@@ -135,30 +150,22 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
         self,
         hidden: torch.Tensor,
         router_logits: tuple[torch.Tensor, ...] | None,
-        labels: torch.Tensor | None,
-        shift_labels: torch.Tensor | None,
+        objective: Objective,
         inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None,
-        mtp_loss: str,
-        temperature: float | None,
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
-        """Return the losses of the output by their names; MTP and balance in training with `labels` only."""
-        if shift_labels is None:
-            assert labels is not None
-            shift_labels = shift_left(labels, 1, IGNORE_INDEX)
-        elif labels is None:
-            # What the deeper modules predict stands in the same labels, one place further to the right.
-            labels = torch.cat((torch.full_like(shift_labels[:, :1], IGNORE_INDEX), shift_labels[:, :-1]), dim=1)
+        """Return the losses of the output by their names; MTP and balance in training only."""
+        labels, shift_labels = objective.both_labels()
+        items = objective.num_items_in_batch
         losses = {}
-        if temperature is None:
-            losses["lm_loss"] = loss = self.head_loss(hidden, shift_labels, num_items_in_batch)
+        if objective.temperature is None:
+            losses["lm_loss"] = loss = self.head_loss(hidden, shift_labels, items)
         else:
-            values = head_log_probs(self.lm_head, hidden.flatten(0, 1), shift_labels.flatten(), temperature)
+            values = head_log_probs(self.lm_head, hidden.flatten(0, 1), shift_labels.flatten(), objective.temperature)
             losses["log_probs"], losses["entropy"] = (value.view(shift_labels.shape) for value in values)
             loss = losses["log_probs"].new_zeros(())
-        if self.training and self.config.num_nextn_predict_layers and mtp_loss != "off":
-            losses["mtp_loss"] = self._mtp_loss(hidden, labels, inputs, num_items_in_batch, mtp_loss, kwargs)
+        if self.training and self.config.num_nextn_predict_layers and objective.mtp_loss != "off":
+            losses["mtp_loss"] = self._mtp_loss(hidden, labels, objective, inputs, kwargs)
             loss = loss + self.config.mtp_loss_weight * losses["mtp_loss"].to(loss.device)
         if self.training and self._has_balance_loss():
             assert router_logits is not None
@@ -170,7 +177,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
                     "gradient_checkpointing_kwargs={'use_reentrant': False} or set balance_loss_weight to 0"
                 )
             losses["balance_loss"] = self.balance_loss(router_logits, inputs, kwargs)
-            share = share_of_batch(labels, num_items_in_batch)
+            share = share_of_batch(labels, items)
             loss = loss + (self.config.balance_loss_weight * share * losses["balance_loss"]).to(loss.device)
         return {"loss": loss, **losses}
 
@@ -178,11 +185,11 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
         self,
         hidden: torch.Tensor,
         labels: torch.Tensor,
+        objective: Objective,
         inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None,
-        mode: str,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
+        mode = objective.mtp_loss
         if mode not in ("detached", "full"):
             raise ValueError(f"mtp_loss is {mode!r}; allowed: off, detached, full")
         positions, seen = self._mtp_positions(inputs, kwargs), inputs
@@ -190,7 +197,7 @@ class SeekletForCausalLM(SeekletPreTrainedModel, SeekletGenerationMixin):
             embeds = self.model._embed(inputs["input_ids"], inputs["inputs_embeds"]).detach()
             hidden, seen = hidden.detach(), inputs | {"input_ids": None, "inputs_embeds": embeds}
         states = self.model.mtp_hidden_states(hidden, **seen, **kwargs)
-        return self.mtp_loss(states, labels, positions, num_items_in_batch, head_is_constant=mode == "detached")
+        return self.mtp_loss(states, labels, positions, objective.num_items_in_batch, mode == "detached")
 
     def head_loss(
         self,
