@@ -38,7 +38,7 @@ def explain(file: Path, size: int, read: Read, ignored: Collection[str] = ()) ->
     Of a config the keys with both values, of weights the tensors; empty where only keys in `ignored` differ, and where
     the file is neither or is damaged "other content".
     """
-    length = count_bytes_to_read(file.name, size, lambda: read(LENGTH_BYTES))
+    length, same = count_bytes_to_read(file.name, size, lambda: read(LENGTH_BYTES)), ""
     try:
         theirs = json.loads(read(length)[LENGTH_BYTES if file.suffix == ".safetensors" else 0 :])
         own = json.loads(_read_start(file))
@@ -47,6 +47,9 @@ def explain(file: Path, size: int, read: Read, ignored: Collection[str] = ()) ->
     except (ValueError, struct.error):
         return "other content"
     if file.suffix == ".safetensors":
+        same = "the same tensors with other numbers"
+        if own.get("__metadata__") != theirs.get("__metadata__"):
+            same = "the same tensors with other metadata, and perhaps other numbers"
         own, theirs = ({name: _shape(of) for name, of in header.items() if _shape(of)} for header in (own, theirs))
     lines = [
         f"{name} is {_say(theirs, name)} on the Hub, and {_say(own, name)} in the folder"
@@ -54,7 +57,7 @@ def explain(file: Path, size: int, read: Read, ignored: Collection[str] = ()) ->
         if own.get(name, _say) != theirs.get(name, _say) and name not in ignored
     ]
     if not lines:
-        return "the same tensors with other numbers" if file.suffix == ".safetensors" else ""
+        return same
     more = f", and {len(lines) - _MAX_NAMED:,} more" if len(lines) > _MAX_NAMED else ""
     return ", ".join(lines[:_MAX_NAMED]) + more
 

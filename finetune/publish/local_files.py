@@ -84,7 +84,7 @@ def check_unchanged(files: Sequence[LocalFile]) -> None:
     for file in files:
         stat = file.path.stat() if file.path.exists() else None
         if stat is None or (stat.st_size, stat.st_mtime_ns) != (file.size, file.mtime_ns):
-            raise PublishError(f"{file.path}: was changed while it went up; nothing was committed; run this again")
+            raise PublishError(f"{file.path}: was changed on the way; nothing was committed; run this again")
 
 
 def read_parts(file: LocalFile, part_bytes: int) -> Iterator[bytes]:

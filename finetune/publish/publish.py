@@ -16,7 +16,7 @@ from .eval_results import write_eval_results
 from .findings import Finding
 from .hub_account import open_target
 from .large_files import PART_BYTES
-from .local_files import list_local_files
+from .local_files import LocalFile, check_unchanged, list_local_files
 from .mend import mend
 from .model_card import chosen_licence, write_card
 from .preflight import Checks, Report, inspect
@@ -102,11 +102,13 @@ def publish(
         staging = Path(place, repo_id.rpartition("/")[2] or "model")
         staging.mkdir()
         left_out = _stage(source, staging, options, console)
+        linked = _list_linked(staging)
         outcome = _prepare(staging, source, repo_id, options, console)
         outcome.report.findings += left_out
         outcome.sizes = {name: (staging / name).stat().st_size for name in outcome.report.files}
         show(outcome)
         if not dry_run and outcome.report.is_fit:
+            check_unchanged(linked)
             outcome.published = upload(
                 staging, repo_id, outcome.report.files, **_upload_settings(options), console=console
             )
@@ -128,6 +130,12 @@ def _stage(source: Source, staging: Path, options: PublishOptions, console: Cons
             f"{staging.parent}: no space left for what is to be published; free some, or set TMPDIR to a folder on "
             "another disk; nothing was sent"
         ) from None
+
+
+def _list_linked(staging: Path) -> list[LocalFile]:
+    """Return the weights that stay where they are, as they are before they are checked: a run may still go on."""
+    originals = [path.resolve() for path in staging.rglob("*.safetensors") if path.is_symlink()]
+    return [LocalFile(path.name, path, path.stat().st_size, path.stat().st_mtime_ns) for path in originals]
 
 
 def _upload_settings(options: PublishOptions) -> dict[str, Any]:

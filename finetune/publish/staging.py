@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..errors import AdapterError, PublishError
 from ..lora.export import export_per_expert
 from ..lora.merge import merge_adapter
-from .contents import CODE
+from .contents import CODE, list_published
 from .findings import Finding, warning
 from .private_files import ORIGIN_KEYS
 from .source import Source
@@ -54,12 +54,13 @@ def stage(source: Source, out: Path, form: Form, with_code: bool = False) -> lis
 
 
 def link_folder(folder: Path, out: Path) -> None:
-    """Give `out` all files of `folder`: large ones by link, others as copies."""
+    """Give `out` all files of `folder`: weights, and what is never published, by link, others as copies."""
+    published = set(list_published(folder, with_code=True))
     for path in sorted(folder.rglob("*")):
         if path.is_file() and ".git" not in path.relative_to(folder).parts:
             target = out / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors" or path.relative_to(folder).as_posix() not in published:
                 target.symlink_to(path.resolve())
             else:
                 shutil.copyfile(path, target)

@@ -55,7 +55,7 @@ def verify(
     folder = Path(folder)
     names = sorted(remote.files.keys() - OF_THE_HUB) if files is None else files
     here = [name for name in names if (folder / name).is_file()]
-    gone = [f"{name}: is on the Hub, and not in {folder}" for name in names if name not in here]
+    gone = [f"{name}: is on the Hub, and not in the folder" for name in names if name not in here]
     local = list_local_files(folder, here) if here else []
     for file in local:
         file.read_hash()

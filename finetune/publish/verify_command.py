@@ -10,6 +10,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="What was published: a model, an adapter or a run.")],
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
     revision: Annotated[str | None, typer.Option(help="A branch, tag, commit or refs/pr/N. Default: main.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="As publish --fix sends the folder, mended in a copy.")] = False,
 ) -> None:
     """Compare a repository on the Hub with the folder that it was published from.
 
@@ -24,7 +25,7 @@ def verify(
     from .published_files import compare_published
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    found = compare_published(folder, repo, revision, console)
+    found = compare_published(folder, repo, revision, console, fix=fix)
     for line in found.differences:
         console.print(f"differs: {line}")
     console.print(
@@ -32,6 +33,7 @@ def verify(
         f"{found.num_bytes_back:,} B of configs and headers read back"
     )
     if found.differences:
-        console.print(f"{len(found.differences)} differ; publish again, or look at what was changed there.")
+        hint = "" if fix else "; where it was published with --fix, verify with --fix, too"
+        console.print(f"{len(found.differences)} differ; publish again, or look at what was changed there{hint}.")
         raise typer.Exit(1)
     console.print("The same, but for what publishing writes itself: card, pictures, the adapter beside a merged model.")

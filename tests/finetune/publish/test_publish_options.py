@@ -15,8 +15,10 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from rich.console import Console
 
 from seeklet import hub_upload
+from seeklet.finetune.errors import PublishError
 from seeklet.finetune.publish.byte_progress import byte_progress, growth_progress
 from seeklet.finetune.publish.publish import PublishOptions, publish
+from seeklet.finetune.publish.staging import link_folder
 from seeklet.finetune.publish.upload import upload
 from tests.finetune.conftest import RunHere
 from tests.finetune.publish.model_folders import build_model, copy, edit, tensors
@@ -82,6 +84,35 @@ def test_seeklet_code_and_what_is_mended(model: Path, hub: Hub, run_here: RunHer
         "modeling_seeklet.SeekletForCausalLM",
     }
     assert "scoring_func" not in json.loads((model / "config.json").read_text())
+
+
+def test_what_was_mended_is_no_difference(model: Path, hub: Hub, run_here: RunHere) -> None:
+    edit("config.json", lambda values: values.pop("scoring_func"))(model)
+    tensors(lambda held: None, {"made_at": "/home/somebody/runs"})(model)
+    (model / "generation_config.json").unlink()
+    assert run_here("publish", model, NAME, *QUICK, "--fix")[0] == 0
+    code, out, _ = run_here("verify", model, NAME)
+    assert code == 1 and "3 differ" in out and "published with --fix, verify with --fix, too" in out
+    code, out, _ = run_here("verify", model, NAME, "--fix")
+    assert code == 0 and "The same, but for what publishing writes" in out, out
+    edit("config.json", lambda values: values.update(n_group=1))(model)
+    code, out, _ = run_here("verify", model, NAME, "--fix")
+    assert code == 1 and "1 differ" in out and "n_group is 2 on the Hub, and 1 in the folder" in out
+    assert "scoring_func" not in out and "generation_config" not in out and "safetensors" not in out
+
+
+def test_weights_that_change_after_they_were_checked_stay_here(model: Path, hub: Hub) -> None:
+    options = PublishOptions(licence="mit", answer=False)
+    with pytest.raises(PublishError, match=r"model\.safetensors: was changed on the way"):
+        publish(model, NAME, options, show=lambda _: tensors(lambda held: held["lm_head.weight"].mul_(2))(model))
+    assert hub.store.repositories == {}
+
+
+def test_what_is_never_published_is_not_copied(model: Path, tmp_path: Path) -> None:
+    (model / "optimizer.pt").write_bytes(b"large")
+    link_folder(model, tmp_path / "staged")
+    links = {path.name for path in (tmp_path / "staged").iterdir() if path.is_symlink()}
+    assert links == {"optimizer.pt", "model.safetensors"}
 
 
 def test_verify(model: Path, hub: Hub, run_here: RunHere) -> None:
