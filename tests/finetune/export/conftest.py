@@ -1,15 +1,18 @@
-"""llama.cpp's converter, if it is here, and nano models with DeepSeek-V3's tokenizer, which it knows."""
+"""llama.cpp's converter, if it is here, and nano models with DeepSeek-V3's tokenizer or a small one."""
 
+import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig
 
-from seeklet.finetune.export.converter_source import Converter
+from seeklet.finetune.export.converter_source import SCRIPT, Converter, read_converter
 from seeklet.finetune.export.fetch_converter import cached_converter
-from tests.finetune.nano_checkpoints import DENSE, build_checkpoint, deepseek_tokenizer
+from tests.finetune.nano_checkpoints import build_checkpoint
+from tests.finetune.publish.model_folders import build_model
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +50,22 @@ def build_deepseek(folder: Path, **sizes: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a nano Llama in bf16, as R1's distilled models are: DeepSeek's tokenizer in another architecture."""
-    folder = tmp_path_factory.mktemp("dense") / "distilled"
-    torch.manual_seed(0)
-    config = LlamaConfig(**DENSE, vocab_size=len(deepseek_tokenizer()), bos_token_id=0, eos_token_id=1)
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    deepseek_tokenizer().save_pretrained(folder)
-    return folder
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a nano DeepSeek-V3 with a tokenizer of 600 tokens: the published one takes seconds to load and write."""
+    return build_model("DeepSeek-small", tmp_path_factory.mktemp("small") / "model")
+
+
+@pytest.fixture(scope="session")
+def knowing(converter: Converter, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Converter:
+    """Return a copy of the converter with one rule more: for tokenizers of nano models."""
+    folder = tmp_path_factory.mktemp("knowing") / "llama.cpp"
+    shutil.copytree(converter.script.parent, folder)
+    base, before = folder / "conversion" / "base.py", "        res = None\n"
+    text = base.read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    rules = ""
+    for model in (small, build_model("SmolLM2", folder.with_name("smollm2"))):
+        tokens = str(AutoTokenizer.from_pretrained(model).encode(converter.probe))
+        rules += f'        if chkhsh == "{sha256(tokens.encode()).hexdigest()}":\n            res = "deepseek-v3"\n'
+    base.write_text(text.replace(before, before + rules), encoding="utf-8")
+    return read_converter(folder / SCRIPT)

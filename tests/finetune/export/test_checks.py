@@ -71,14 +71,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.fixture
-def folder(deepseek: Path, tmp_path: Path) -> Path:
-    """Return a copy of the nano DeepSeek-V3 that may be damaged; its weights are a link."""
-    link_folder(deepseek, tmp_path / "model")
+def folder(small: Path, knowing: Converter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return a copy of the nano model that may be damaged, with weights by link."""
+    monkeypatch.setattr(export, "cached_converter", lambda: knowing)
+    link_folder(small, tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_is_wrong_is_said(name: str, folder: Path, converter: Converter, run_here: RunHere) -> None:
+def test_what_is_wrong_is_said(name: str, folder: Path, run_here: RunHere) -> None:
     damage, expected = DAMAGES[name]
     damage(folder)
     code, text, errors = run_here("export", folder, "--ollama")
@@ -88,7 +89,7 @@ def test_what_is_wrong_is_said(name: str, folder: Path, converter: Converter, ru
     assert not folder.with_name("model-gguf").exists()
 
 
-def test_all_at_once(folder: Path, converter: Converter, run_here: RunHere) -> None:
+def test_all_at_once(folder: Path, run_here: RunHere) -> None:
     for name in ("softmax", "MTP depth", "architecture", "template"):
         DAMAGES[name][0](folder)
     code, text, _ = run_here("export", folder, "--ollama")
@@ -97,7 +98,7 @@ def test_all_at_once(folder: Path, converter: Converter, run_here: RunHere) -> N
     assert "Not fit to export: 4 errors; nothing was written.\n" in text
 
 
-def test_one_cause_does_not_fill_the_screen(folder: Path, converter: Converter, run_here: RunHere) -> None:
+def test_one_cause_does_not_fill_the_screen(folder: Path, run_here: RunHere) -> None:
     say(num_hidden_layers=9)(folder)
     _, text, _ = run_here("export", folder)
     lines = text.splitlines()
@@ -108,7 +109,7 @@ def test_one_cause_does_not_fill_the_screen(folder: Path, converter: Converter, 
     assert 0 <= num_shown + num_more - num_errors <= 2
 
 
-def test_fix_mends_a_copy(folder: Path, converter: Converter, run_here: RunHere) -> None:
+def test_fix_mends_a_copy(folder: Path, run_here: RunHere) -> None:
     for name in ("softmax", "MTP depth", "stale fp8"):
         DAMAGES[name][0](folder)
     before = (folder / "config.json").read_bytes()
@@ -137,24 +138,22 @@ def test_an_adapter_is_to_be_merged(converter: Converter, run_here: RunHere, tmp
     assert f"merge it first: seeklet merge {adapter} --out {tmp_path / 'run' / 'merged'}\n" in text
 
 
-def test_types_that_there_are_not(deepseek: Path, run_here: RunHere) -> None:
-    code, _, errors = run_here("export", deepseek, "--gguf", "q9_k")
+def test_types_that_there_are_not(small: Path, run_here: RunHere) -> None:
+    code, _, errors = run_here("export", small, "--gguf", "q9_k")
     assert code == 2
     assert errors.startswith("--gguf q9_k: there is no such type; allowed: f32, f16, bf16, q8_0, tq1_0, tq2_0, q2_k, ")
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", ".hidden", "{ftype}"])
-def test_names_that_are_none(name: str, deepseek: Path, run_here: RunHere) -> None:
-    code, _, errors = run_here("export", deepseek, "--name", name)
+def test_names_that_are_none(name: str, small: Path, run_here: RunHere) -> None:
+    code, _, errors = run_here("export", small, "--name", name)
     assert (code, errors) == (2, f"--name {name}: allowed are letters, digits, and - _ . between them\n")
 
 
-def test_packages_that_are_missing(
-    deepseek: Path, converter: Converter, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_that_are_missing(folder: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     monkeypatch.setattr(checks, "has_quantizer", lambda: False)
-    code, text, _ = run_here("export", deepseek, "--gguf", "q4_k_m")
+    code, text, _ = run_here("export", folder, "--gguf", "q4_k_m")
     assert code == 2
     assert "error: gguf: the package sentencepiece is not installed; pip install 'seeklet[gguf]'\n" in text
     assert (
@@ -163,18 +162,18 @@ def test_packages_that_are_missing(
 
 
 def test_a_disk_that_is_too_small(
-    deepseek: Path, converter: Converter, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """q4_k_m needs room for what it is made from, too."""
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=45_000_000))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
     monkeypatch.setattr(checks, "has_quantizer", lambda: True)
-    code, text, _ = run_here("export", deepseek, "--gguf", "f32", "--out", tmp_path / "new", "--dry-run")
+    code, text, _ = run_here("export", folder, "--gguf", "f32", "--out", tmp_path / "new", "--dry-run")
     assert code == 0, text
-    code, text, _ = run_here("export", deepseek, "--gguf", "q4_k_m", "--out", tmp_path / "new" / "deep")
+    code, text, _ = run_here("export", folder, "--gguf", "q4_k_m", "--out", tmp_path / "new" / "deep")
     assert code == 2
-    assert f"error: {tmp_path}: has 0.0 GB free, and about 0.1 GB are written; free some, or name another disk" in text
+    assert f"error: {tmp_path}: has 0.0 GB free, and about 0.0 GB are written; free some, or name another disk" in text
     (tmp_path / "file").write_text("")
-    code, text, _ = run_here("export", deepseek, "--out", tmp_path / "file")
+    code, text, _ = run_here("export", folder, "--out", tmp_path / "file")
     assert code == 2 and f"{tmp_path / 'file'} is a file; name a folder: --out DIR" in text
 
 
@@ -183,8 +182,8 @@ def test_a_folder_that_is_not_there(run_here: RunHere, tmp_path: Path) -> None:
     assert code == 2 and errors.startswith(f"{tmp_path / 'nothing'}: there is no such folder; ")
 
 
-def test_a_converter_that_is_none(deepseek: Path, converter: Converter, run_here: RunHere, tmp_path: Path) -> None:
-    code, _, errors = run_here("export", deepseek, "--converter", tmp_path)
+def test_a_converter_that_is_none(small: Path, converter: Converter, run_here: RunHere, tmp_path: Path) -> None:
+    code, _, errors = run_here("export", small, "--converter", tmp_path)
     assert (code, errors) == (2, f"{tmp_path}: holds no {SCRIPT}; name a checkout of llama.cpp\n")
     shutil.copy(converter.script, tmp_path)
     with pytest.raises(SeekletError, match=r"is another version of llama\.cpp than seeklet knows"):
@@ -195,7 +194,7 @@ def test_a_converter_that_is_none(deepseek: Path, converter: Converter, run_here
     assert "fp8" in converter.quantizations and len(converter.known_hashes) > 80
 
 
-def test_without_a_network(deepseek: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network(small: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Pip itself, with nothing to ask: what it says is a finding beside the others."""
     from seeklet.finetune.export import fetch_converter
 
@@ -203,7 +202,7 @@ def test_without_a_network(deepseek: Path, run_here: RunHere, monkeypatch: pytes
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(export, "cached_converter", fetch_converter.cached_converter)
-    link_folder(deepseek, tmp_path / "model")
+    link_folder(small, tmp_path / "model")
     DAMAGES["softmax"][0](tmp_path / "model")
     code, text, _ = run_here("export", tmp_path / "model")
     assert code == 2

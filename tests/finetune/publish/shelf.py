@@ -29,12 +29,12 @@ def write_adapter(base: Path, folder: Path, *groups: str) -> Path:
     return folder
 
 
-def send(folder: Path, name: str, form: str = "merged", **options: bool) -> ModelCard:
+def send(folder: Path, name: str, form: str = "merged", base: str = "alice/base", **options: bool) -> ModelCard:
     """Publish a folder as alice/`name`, and return its card."""
     outcome = publish(
         folder,
         f"alice/{name}",
-        PublishOptions(form=form, base="alice/base", licence="mit", answer=False, **options),  # pyright: ignore
+        PublishOptions(form=form, base=base, licence="mit", answer=False, **options),  # pyright: ignore
     )
     assert outcome.published is not None, outcome.report.findings
     return ModelCard(outcome.card)

@@ -35,6 +35,7 @@ def write_run(model: Path, run: Path, stage: str) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_whole_models_and_runs(models: dict[str, Path], hub: Hub, tmp_path: Path) -> None:
     folders = dict(models)
     for name, folder in models.items():

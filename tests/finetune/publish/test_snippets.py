@@ -24,22 +24,30 @@ import torch
 ids = torch.arange(2, 40).unsqueeze(0)
 with torch.inference_mode():
     other = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
-    print(float((model.eval()(ids).logits - other(ids).logits).abs().max()))
+    difference = float((model.eval()(ids).logits - other(ids).logits).abs().max())
+    print("\\ndifference of {repo}:", difference)
 """
-KINDS = {"ours": "DeepSeek-small", "smollm2": "SmolLM2"}
+KINDS = {"smollm2": ("SmolLM2", ("attention",)), "ours": ("DeepSeek-small", ("attention", "routed_experts"))}
 
 
-@pytest.mark.parametrize(("name", "groups"), [("smollm2", ("attention",)), ("ours", ("attention", "routed_experts"))])
-def test_snippets_of_the_cards_run_as_written(
-    name: str, groups: tuple[str, ...], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_snippets_of_the_cards_run_as_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other in one process, as importing transformers takes most of the time."""
     monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
-    model = build_model(KINDS[name], tmp_path / "model")
-    adapter, merged = write_adapter(model, tmp_path / "adapter", *groups), tmp_path / "merged"
-    merge_adapter(adapter, merged)
-    for repo, card in (("base", send(model, "base")), ("tuned", send(adapter, "tuned", form="peft"))):
-        [snippet] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-        assert f'"alice/{repo}"' in snippet
-        script = tmp_path / f"run_{repo}.py"
-        script.write_text(NO_SEEKLET + snippet + COMPARED.format(folder=model if repo == "base" else merged))
-        assert float(run_without_seeklet(hub, tmp_path, str(script)).split()[-1]) < 1e-4
+    script = NO_SEEKLET
+    for name, (kind, groups) in KINDS.items():
+        model = build_model(kind, tmp_path / name / "model")
+        adapter, merged = write_adapter(model, tmp_path / name / "adapter", *groups), tmp_path / name / "merged"
+        merge_adapter(adapter, merged)
+        published = ((f"{name}-base", model, model, "merged"), (f"{name}-tuned", adapter, merged, "peft"))
+        for repo, folder, same, form in published:
+            card = send(folder, repo, form=form, base=f"alice/{name}-base")
+            [snippet] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+            assert f'"alice/{repo}"' in snippet
+            script += snippet + COMPARED.format(repo=repo, folder=same)
+    (tmp_path / "run.py").write_text(script)
+    said = dict(
+        re.findall(r"^difference of (\S+): (\S+)$", run_without_seeklet(hub, tmp_path, str(tmp_path / "run.py")), re.M)
+    )
+    assert list(said) == [f"{name}-{form}" for name in KINDS for form in ("base", "tuned")]
+    assert all(float(difference) < 1e-4 for difference in said.values())

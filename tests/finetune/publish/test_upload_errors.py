@@ -3,8 +3,6 @@
 import hashlib
 import io
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from rich.console import Console
 
 from seeklet.finetune.errors import PublishError
 from seeklet.finetune.publish.upload import upload
-from tests.finetune.publish.uploads import list_files
+from tests.finetune.publish.uploads import UploadProcess, list_files
 from tests.hub.accounts import EXPIRED_TOKEN, OTHER_TOKEN, READ_TOKEN, UNKNOWN_TOKEN, WRITE_TOKEN
-from tests.hub.client import list_environment
 from tests.hub.faults import Fault
 from tests.hub.repositories import Repository
 from tests.hub.server import Hub
@@ -218,16 +215,7 @@ def test_addresses_that_ran_out_are_asked_for_again(
 
 def test_disk_full(hub: Hub, untouched: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: the notes of an upload cannot be written."""
-    code = f"""
-import resource, signal
-from seeklet.finetune.publish.upload import upload
-from tests.hub.accounts import WRITE_TOKEN
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-upload({str(untouched)!r}, {NAME!r}, {list_files(untouched)!r}, token=WRITE_TOKEN)
-"""
-    variables = {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "PATH": "", **list_environment(hub, tmp_path)}
-    ran = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
-    said = ran.stderr.strip().splitlines()[-1]
-    assert said.startswith("seeklet.finetune.errors.PublishError: ") and "no space left on the disk; free some" in said
+    settings = {"has_xet": False, "part_bytes": 5_000_000, "max_file_bytes": 64}
+    said = UploadProcess(hub, tmp_path, untouched, NAME, WRITE_TOKEN, **settings).refusal()
+    assert "no space left on the disk; free some" in said
     assert "set HF_HOME" in said and set(hub.repository(NAME).tree()) == {".gitattributes"}

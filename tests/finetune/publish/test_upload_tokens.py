@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from seeklet.finetune.publish.hub_errors import hide_secrets
 from tests.finetune.publish.uploads import list_files
 from tests.hub.accounts import EXPIRED_TOKEN, OTHER_TOKEN, READ_TOKEN, UNKNOWN_TOKEN, WRITE_TOKEN
@@ -34,6 +36,7 @@ for has_xet in (True, False):
 """
 
 
+@pytest.mark.slow
 def test_no_token_is_ever_said(hub: Hub, folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     variables = {

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from huggingface_hub import constants
 from rich.console import Console
 from safetensors.torch import save_file
 
+from seeklet.finetune.errors import PublishError
 from seeklet.finetune.publish.transfer_progress import Transfer
 from seeklet.finetune.publish.upload import upload
 from tests.hub.server import Hub
@@ -54,6 +56,7 @@ def _run(
     token: str,
     part_bytes: int,
     is_pull: bool,
+    max_file_bytes: int | None,
     said: Connection,
     acknowledged: Any,
 ) -> None:
@@ -72,16 +75,23 @@ def _run(
     constants.HF_HOME = home
     constants.HF_HUB_DISABLE_XET = not has_xet
     os.environ["HF_XET_CACHE"] = f"{home}/xet"
+    if max_file_bytes is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
     said.send("begun")
-    done = upload(
-        folder,
-        repo_id,
-        list_files(Path(folder)),
-        token=token,
-        part_bytes=part_bytes,
-        create_pr=is_pull,
-        console=Console(file=io.StringIO()),
-    )
+    try:
+        done = upload(
+            folder,
+            repo_id,
+            list_files(Path(folder)),
+            token=token,
+            part_bytes=part_bytes,
+            create_pr=is_pull,
+            console=Console(file=io.StringIO()),
+        )
+    except PublishError as problem:
+        said.send(str(problem))
+        return
     said.send((done.num_bytes_sent, done.num_bytes_kept))
 
 
@@ -99,6 +109,7 @@ class UploadProcess:
         has_xet: bool,
         part_bytes: int,
         is_pull: bool = False,
+        max_file_bytes: int | None = None,
     ) -> None:
         self._said, theirs = _CONTEXT.Pipe(duplex=False)
         self._acknowledged = _CONTEXT.Value("q", 0)
@@ -111,6 +122,7 @@ class UploadProcess:
             token,
             part_bytes,
             is_pull,
+            max_file_bytes,
             theirs,
             self._acknowledged,
         )
@@ -140,6 +152,17 @@ class UploadProcess:
 
     def finish(self) -> tuple[int, int]:
         """Wait for the end, and return how many bytes were sent and how many were there."""
+        result = self._await_end()
+        assert not isinstance(result, str), result
+        return result
+
+    def refusal(self) -> str:
+        """Wait for the end, and return why nothing was published."""
+        result = self._await_end()
+        assert isinstance(result, str), result
+        return result
+
+    def _await_end(self) -> Any:
         assert self._said.poll(_END_S)
         result = self._said.recv()
         self._process.join()
