@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import StaticCache
 
 pytest.importorskip("triton", reason="needs triton, which does not come with every build of torch")
 
@@ -51,4 +52,22 @@ def test_eager_attention_gives_its_weights_beside_the_other_kernels() -> None:
     actual, launched = kernelized(model, run)
     assert len(expected) == 2 + 2 * model.config.num_hidden_layers
     assert launched["router.forward_kernel"] > 0 == launched["mla_decode.split_kernel"]
+    assert_close(actual, expected)
+
+
+def test_a_decode_step_over_a_static_cache_is_one_graph() -> None:
+    model, tokens, mask = build().eval(), draw_tokens(2, 7), padding_mask((7, 4), 7, "left")
+
+    def run(step: Any) -> torch.Tensor:
+        cache = StaticCache(config=model.config, max_cache_len=12)
+        with torch.no_grad():
+            model(tokens[:, :6], attention_mask=mask[:, :6], past_key_values=cache)
+            seen = torch.nn.functional.pad(mask, (0, 5))
+            return step(tokens[:, 6:], attention_mask=seen, past_key_values=cache).logits
+
+    expected = run(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    actual, launched = kernelized(model, lambda: run(compiled))
+    # The prompt is decoded as well, as it is short beside the cache.
+    assert launched["mla_decode.split_kernel"] == 2 * model.config.num_hidden_layers
     assert_close(actual, expected)
