@@ -138,7 +138,7 @@ def test_what_is_left_when_it_is_done(tmp_path: Path) -> None:
         f"| training, last | 2 | {rewards[1]:.4f} |",
         "![Mean reward of the samples](plots/reward.png)",
         "rewards: own (weight 1)",
-        "trained on: prompts.jsonl; held out: 0% of it",
+        "trained on: prompts.jsonl; held out: nothing",
         "path/to/this/adapter",
     ):
         assert words in card
