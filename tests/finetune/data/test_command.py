@@ -178,20 +178,24 @@ def test_a_tokenizer_counts_and_finds_what_only_it_knows(tokenizer: str, tmp_pat
     assert (tmp_path / "a.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
-MEASURE = """
-import resource, sys
+# The kernel's high-water mark of this program alone: that of getrusage begins at the test process's own.
+MEASURE = r"""
+import re, sys
+from pathlib import Path
 from seeklet.finetune.data.check import check_data
 from seeklet.finetune.data.settings import DataSettings
-report = check_data(DataSettings(train=(sys.argv[1],)))
-print(report.counts.rows, report.num_errors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+report = check_data(DataSettings(train=(sys.argv[1],)), near_duplicates=False)
+peak_kib = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
+print(report.counts.rows, report.num_errors, int(peak_kib) / 1024)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
 def test_memory_does_not_grow_with_the_file(suffix: str, tmp_path: Path) -> None:
     peaks = []
-    for size in (20, 150) if suffix == "jsonl" else (10, 50):
+    for size in (20, 120) if suffix == "jsonl" else (10, 50):
         path = tmp_path / f"a.{suffix}"
         num_rows = write_rows(path, size << 20)
         words = [sys.executable, "-c", MEASURE, str(path)]
@@ -200,8 +204,8 @@ def test_memory_does_not_grow_with_the_file(suffix: str, tmp_path: Path) -> None
         assert (int(rows), int(errors)) == (num_rows, 0)
         peaks.append(float(peak_mib))
         path.unlink()
-    # A quarter of a million rows: 4 MiB of keys; the rest is the allocator's.
-    assert peaks[1] - peaks[0] < 32
+    # 166,000 rows: 3 MiB of keys; the rest is the allocator's.
+    assert peaks[1] - peaks[0] < 16
 
 
 def write_rows(path: Path, num_bytes: int) -> int:
