@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 COMPANY_STAMP := $(VENV)/.installed-company
 CONVERTER_STAMP := $(VENV)/.fetched-converter
 
+# Tests start about 150 processes of seeklet: each would compile its sources anew where Python may not keep them.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo distill-smollm2 company test check bench gpu clean
 
