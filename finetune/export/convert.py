@@ -11,8 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
+from ..byte_progress import byte_bar
 from ..errors import ExportError
 from ..progress import LINE_EVERY_S
 from .converter_source import Converter
@@ -97,16 +98,5 @@ class _Growth:
 
 @contextmanager
 def _progress(console: Console, text: str, size: int) -> Iterator[_Growth]:
-    bar = Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
+    with byte_bar(console) as bar:
         yield _Growth(console, bar, text, size)

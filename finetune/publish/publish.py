@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from ..byte_progress import byte_progress, growth_progress
 from ..errors import PublishError
 from .adapter_check import WEIGHTS
-from .byte_progress import byte_progress, growth_progress
 from .eval_results import write_eval_results
 from .findings import Finding
 from .hub_account import open_target

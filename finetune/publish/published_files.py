@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..byte_progress import byte_progress
 from ..errors import PublishError
-from .byte_progress import byte_progress
 from .contents import CODE, list_published
 from .engine_keys import check_keys
 from .hub_account import open_for_reading

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
+from ..byte_progress import byte_bar, describe_bytes
 from ..progress import LINE_EVERY_S
-from .byte_progress import byte_bar, describe_bytes
 
 
 class Transfer:

@@ -15,8 +15,8 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from rich.console import Console
 
 from seeklet import hub_upload
+from seeklet.finetune.byte_progress import byte_progress, growth_progress
 from seeklet.finetune.errors import PublishError
-from seeklet.finetune.publish.byte_progress import byte_progress, growth_progress
 from seeklet.finetune.publish.publish import PublishOptions, publish
 from seeklet.finetune.publish.staging import link_folder
 from seeklet.finetune.publish.upload import upload
@@ -207,8 +207,8 @@ def test_a_benchmark_of_the_hub_is_an_entry_of_its_leaderboard(model: Path, hub:
 
 
 def test_progress_of_what_is_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seeklet.finetune.publish.byte_progress.LINE_EVERY_S", 0)
-    monkeypatch.setattr("seeklet.finetune.publish.byte_progress._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("seeklet.finetune.byte_progress.LINE_EVERY_S", 0)
+    monkeypatch.setattr("seeklet.finetune.byte_progress._LOOK_EVERY_S", 0.01)
     output = io.StringIO()
     console = Console(file=output, width=200)
     with byte_progress(console, "checked", 40_000_000) as advance:
@@ -230,7 +230,7 @@ def test_progress_of_what_is_read_and_written(tmp_path: Path, monkeypatch: pytes
 def test_pre_flight_says_how_far_it_is(
     model: Path, hub: Hub, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seeklet.finetune.publish.byte_progress.LINE_EVERY_S", 0)
+    monkeypatch.setattr("seeklet.finetune.byte_progress.LINE_EVERY_S", 0)
     _, out, _ = run_here("publish", model, NAME, *QUICK, "--dry-run")
     assert re.search(r"  checked \d+ of \d+ MB · .* left", out)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..progress import LINE_EVERY_S
+from .progress import LINE_EVERY_S
 
 _LOOK_EVERY_S = 0.5
 Advance = Callable[[int], None]
