@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from seeklet.modeling import SeekletConfig
 from seeklet.modeling.checkpoint_names import is_fp8_weight
 from seeklet.modeling.fp8 import install_fp8
 
@@ -17,6 +19,9 @@ from ..meta_model import load_config
 from ..recipe import ModelSettings
 
 CONFIGS = Path(__file__).parent / "configs"
+# PyTorch's attention without a mask function: of whole sequences transformers makes no mask, but of fake tensors, whose
+# numbers it cannot read, it makes one a sequence, of tokens x tokens.
+_UNMASKED = "seeklet_planned_sdpa"
 
 
 @cache
@@ -63,8 +68,12 @@ def held_dtype(config: PreTrainedConfig, settings: ModelSettings | None = None) 
 
 def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, keep_fp8: bool = False) -> PreTrainedModel:
     """Return the model of a config on the meta device; with `keep_fp8` its linear layers and experts in block-fp8."""
+    options = {}
+    if not isinstance(config, SeekletConfig):
+        AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+        options["attn_implementation"] = _UNMASKED
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
     if keep_fp8:
         install_fp8(model, is_fp8_weight, dtype)
     return model

@@ -111,6 +111,15 @@ def test_frozen_tensors_get_no_gradient(trained: int) -> None:
     assert [leaf.grad is not None for leaf in leaves] == [position == trained for position in range(3)]
 
 
+def test_a_frozen_weight_keeps_no_input() -> None:
+    """As LoRA has it: the weight is frozen, and the gradient only passes through."""
+    x, weight, bias = (tensor.float() for tensor in draw(40))
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        linear(x.requires_grad_(), weight, bias)
+    assert kept == [weight.shape]
+
+
 def test_autocast_is_obeyed() -> None:
     x, weight, bias = (tensor.float() for tensor in draw(40))
     with torch.autocast("cpu", dtype=torch.bfloat16):

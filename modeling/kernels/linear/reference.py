@@ -87,7 +87,9 @@ def matmul_over_rows(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        # A frozen weight's gradient is what needs the input.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape = x.shape
         output = matmul(x.flatten(0, -2), weight.t()).view(*x.shape[:-1], -1)
         return output if bias is None else output.add_(bias)
 
@@ -97,7 +99,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.flatten(0, -2)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_x = matmul(grad, weight).view(x.shape) if needs_x else None
+        grad_x = matmul(grad, weight).view(ctx.shape) if needs_x else None
         grad_weight = matmul_over_rows(grad, x.flatten(0, -2)) if needs_weight else None
         return grad_x, grad_weight, grad.sum(0) if needs_bias else None
 

@@ -16,15 +16,16 @@ from seeklet.finetune.plan.trace import trace_step
         (Case("full", 4, 192), teacher_config),
         (Case("full, checkpointing, accumulated", 2, 192, checkpointing=True, accumulation=2), teacher_config),
         (Case("LoRA", 4, 192, ALL_TARGETS), teacher_config),
-        (Case("dense", 4, 192, checkpointing=True), student_config),
+        (Case("LoRA of attention", 4, 192, ("attention",)), teacher_config),
+        (Case("dense", 4, 192), student_config),
     ],
     ids=lambda value: value.name if isinstance(value, Case) else None,
 )
-def test_prediction_is_within_ten_percent(case, make_config, tmp_path):
+def test_prediction_is_within_five_percent(case, make_config, tmp_path):
     torch.manual_seed(0)
     config = make_config()
     recipe = make_recipe(case, config, tmp_path)
-    assert predict(recipe) == pytest.approx(measure(recipe, config), rel=0.10)
+    assert predict(recipe) == pytest.approx(measure(recipe, config), rel=0.05)
 
 
 class Chain(nn.Module):
