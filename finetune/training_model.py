@@ -68,7 +68,9 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
         "trust_remote_code": settings.trust_remote_code,
         "local_files_only": is_cache_all(path),
     }
-    options: dict[str, Any] = {"dtype": settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)}
+    # AutoModel looks for an adapter beside the weights, too, and asks the Hub for it unless told not to.
+    options: dict[str, Any] = {"adapter_kwargs": {"local_files_only": source["local_files_only"]}}
+    options["dtype"] = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
