@@ -1,12 +1,7 @@
 """What the README tells a user to type does what it says."""
 
 import json
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +10,6 @@ from transformers import TrainingArguments
 
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
 from tests.finetune.characters import build_tokenizer
-from tests.finetune.nano_checkpoints import build_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,38 +75,3 @@ def test_every_make_target_the_readme_names_exists_and_helps() -> None:
     assert {"demo", "test", "check", "bench"} <= named <= targets
     explained = set(re.findall(r'@echo "make ([a-z0-9-]+) ', makefile))
     assert explained == targets - {"help"}
-
-
-@pytest.mark.slow
-def test_commands_of_your_own_data_run_as_written(tmp_path: Path) -> None:
-    """In their order, in a folder where the name of the recipe's model is a nano model of the same architecture."""
-    section = README.split("## Your own data\n", 1)[1].split("\n## ", 1)[0]
-    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("seeklet ")]
-    assert [command[1] for command in commands] == [
-        *("data", "train", "train", "evaluate"),
-        *("merge", "export-adapter", "chat"),
-    ]
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    build_checkpoint(name, tmp_path / name)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
-    output = []
-    for command in commands:
-        process = subprocess.run(
-            [sys.executable, "-m", "seeklet.finetune", *command[1:]],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-        )
-        assert process.returncode == 0, (command, process.stdout + process.stderr)
-        output.append(process.stdout)
-    assert "0 errors" in output[0]
-    assert "nothing was trained" in output[1]
-    run = tmp_path / "runs" / "sft_smollm2-135m_support_cpu"
-    for left in ("adapter", "merged", "metrics.jsonl", "plots/loss.png", "README.md", "evaluation.md"):
-        assert (run / left).exists(), left
-    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (
-        run / "merged" / "model.safetensors"
-    ).read_bytes()
