@@ -15,8 +15,9 @@ from seeklet.modeling.mtp import IGNORE_INDEX
 
 from .balance import RouterBiasCallback, moe_layer_indices
 from .collation import TokenCollator
+from .expert_parallel import SharedExperts
+from .expert_parallel_trainer import ExpertParallelTrainer
 from .limits import MAX_SHARD_GB
-from .resumable_trainer import ResumableTrainer
 from .throughput import Throughput, memory_gib
 from .training_model import MtpLoss, find_seeklet
 
@@ -24,7 +25,7 @@ from .training_model import MtpLoss, find_seeklet
 PARTS = ("lm_loss", "mtp_loss", "balance_loss")
 
 
-class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
+class SeekletSFTTrainer(ExpertParallelTrainer, SFTTrainer):
     """TRL's SFTTrainer with losses computed by the model itself, which never holds all logits.
 
     For a seeklet model that is the sum of next-token, multi-token prediction and balance loss, each logged by itself;
@@ -63,6 +64,9 @@ class SeekletSFTTrainer(ResumableTrainer, SFTTrainer):
         if seeklet is not None and config.ddp_find_unused_parameters is None:
             # A loss reaches all that is trained; other mixtures of experts leave out the experts without a token.
             config.ddp_find_unused_parameters = False
+        num_sharing = getattr(config, "expert_parallel", 1)
+        if num_sharing > 1:
+            self._experts = SharedExperts(model, num_sharing)
         super().__init__(
             model=model,
             args=config,

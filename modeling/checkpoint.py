@@ -45,6 +45,7 @@ from .checkpoint_names import memory_name, published_names
 from .checkpoint_plan import FP8, make_plan, read_headers, refuse
 from .checkpoint_save import PUBLISHED_FP8, Layout, is_weights_file, parse_size, write_weights
 from .errors import CheckpointError, ConfigError
+from .expert_slices import ExpertSlice, keep_slice
 from .fp8 import install_fp8
 from .quantized import is_quantized
 from .quantized_load import load_quantized
@@ -62,6 +63,7 @@ class _Request:
     keep_fp8: bool = False
     key_mapping: bool = False
     quantize: Quantization | None = None
+    experts: ExpertSlice | None = None
 
 
 Model = TypeVar("Model", bound="CheckpointMixin")
@@ -95,6 +97,7 @@ class CheckpointMixin(PreTrainedModel):
         quantization_config: QuantizationConfigMixin | dict | None = None,
         keep_fp8: bool = False,
         quantize: Quantization | None = None,
+        expert_slice: ExpertSlice | None = None,
         **kwargs: Any,
     ) -> Model:
         """Return the model of a checkpoint, as transformers' `from_pretrained` does, and with its other arguments.
@@ -113,6 +116,8 @@ class CheckpointMixin(PreTrainedModel):
                 the base for training adapters. Also by `AutoModelForCausalLM.from_pretrained(path, keep_fp8=True)`.
             quantize: nf4, fp4 or int8: hold the projections of attention, MLPs and routed experts so, frozen, each
                 quantised by bitsandbytes as it is read: the base for training adapters in the least memory (QLoRA).
+            expert_slice: which of the routed experts to read and hold, for expert parallelism
+                (`expert_exchange.ExpertExchange`); by default all. It must divide their number.
             kwargs: see transformers.
 
         Raises:
@@ -144,7 +149,8 @@ class CheckpointMixin(PreTrainedModel):
         # A key_mapping may yet make MTP modules of what has another name.
         if names is not None and not kwargs.get("key_mapping"):
             set_true_mtp_depth(config, names, cls._uses_mtp)
-        token = _REQUEST.set(_Request(quantization, keep_fp8, bool(kwargs.get("key_mapping")), quantize))
+        mapped = bool(kwargs.get("key_mapping"))
+        token = _REQUEST.set(_Request(quantization, keep_fp8, mapped, quantize, expert_slice))
         try:
             return super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -190,6 +196,8 @@ class CheckpointMixin(PreTrainedModel):
             obstacle = streaming_obstacle(model, load_config, request.keep_fp8)
             if obstacle is None and request.quantize is not None:
                 return load_quantized(model, plan, load_config, request.quantize), None
+            if obstacle is None and request.experts is not None:
+                keep_slice(model, plan, request.experts)
             if obstacle is None:
                 info, scales = load_plan(model, plan, load_config)
                 if is_fp8:
@@ -197,6 +205,8 @@ class CheckpointMixin(PreTrainedModel):
                 return info, None
         if request.quantize is not None:
             raise CheckpointError(f"{what}: quantize={request.quantize!r} cannot be had with {obstacle}")
+        if request.experts is not None:
+            raise CheckpointError(f"{what}: a part of the experts cannot be had with {obstacle}")
         if is_fp8:
             raise CheckpointError(f"{what}: block-fp8 cannot be loaded with {obstacle}; load and save it without first")
         return PreTrainedModel._load_pretrained_model(*by_transformers)
@@ -318,7 +328,9 @@ def _write(
         config.save_pretrained(staging)
         if model.can_generate():
             model.generation_config.save_pretrained(staging)
-        write_weights(staging, layout.groups(), max_shard_bytes, variant, model.num_parameters())
+        # Of what is written: the model itself may hold only part of the experts.
+        total = sum(tensors[name].numel() for name, _ in model.named_parameters() if name in tensors)
+        write_weights(staging, layout.groups(), max_shard_bytes, variant, total)
 
 
 def _make_repo(save_directory: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:

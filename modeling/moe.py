@@ -12,6 +12,7 @@ from transformers.integrations.moe import use_experts_implementation
 
 from .balance import count_experts
 from .configuration import SeekletConfig
+from .expert_exchange import ExpertExchange
 from .fp32_buffers import Fp32Buffers
 from .kernels.grouped_experts.op import grouped_experts
 from .kernels.grouped_lora.op import LowRank, grouped_lora
@@ -141,6 +142,8 @@ class SeekletMoE(nn.Module):
         if config.n_shared_experts:
             self.shared_experts = SeekletMLP(config, config.moe_intermediate_size * config.n_shared_experts)
         self.expert_counts: torch.Tensor | None = None
+        # Set where `experts` are some of all, and other processes hold the others.
+        self.exchange: ExpertExchange | None = None
 
     @property
     def router(self) -> SeekletRouter:
@@ -162,9 +165,16 @@ class SeekletMoE(nn.Module):
         choice = {} if expert_choice is None else {"expert_choice": expert_choice.flatten(0, 1)}
         _, weights, indices = self.gate(tokens, **choice)
         if count_load and _first_forward():
-            counts = count_experts(indices, self.num_experts, None if token_mask is None else token_mask.flatten())
+            valid = None if token_mask is None else token_mask.flatten()
+            counts = count_experts(indices, self.num_experts, valid)
             self.expert_counts = counts if self.expert_counts is None else self.expert_counts + counts
-        output = self.experts(tokens, indices, weights).view(hidden_states.shape)
+            if self.exchange is not None:
+                self.exchange.count(indices, valid)
+        if self.exchange is None:
+            output = self.experts(tokens, indices, weights)
+        else:
+            output = self.exchange(self.experts, tokens, indices, weights)
+        output = output.view(hidden_states.shape)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden_states)
         return output

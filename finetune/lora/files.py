@@ -11,7 +11,7 @@ folder.
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,25 @@ def save_adapter(
 
 
 def load_adapter(
-    model: PreTrainedModel | PeftModel, folder: str | Path, adapter_name: str = DEFAULT, trainable: bool = False
+    model: PreTrainedModel | PeftModel,
+    folder: str | Path,
+    adapter_name: str = DEFAULT,
+    trainable: bool = False,
+    cut: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
 ) -> PeftModel:
     """Return `model` with the adapter in `folder`, and with the router biases saved beside it.
 
     Into an adapter of this name that the model has, the weights are loaded; else one is made, active if it is the
     first, and frozen unless `trainable`. The biases are the model's own, so of several adapters the last one counts.
+    `cut` returns what the model holds of a tensor, by its name in the file, where that is not all of it.
 
     Raises:
         AdapterError: the folder holds no adapter, or one that does not fit the model or the adapters it has.
     """
     folder = Path(folder)
     config, tensors, metadata = read_config(folder), *read_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    if cut is not None:
+        tensors = {name: cut(name, tensor) for name, tensor in tensors.items()}
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     biases = _read_biases(base, folder)
     if isinstance(model, PeftModel) and adapter_name in model.peft_config:

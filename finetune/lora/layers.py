@@ -45,7 +45,10 @@ class _SplitWrapper(ParamWrapper):
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int] | tuple[None, None]:
         base = self.get_base_layer()
         if not isinstance(base, QuantizedExperts):
-            return super()._get_in_out_features(module)
+            sizes = super()._get_in_out_features(module)
+            # Of all processes together: the factors are drawn for all, whoever holds which (`expert_parallel`).
+            self.num_experts = getattr(base, "num_experts", self.num_experts)
+            return sizes
         # PEFT would take the sizes of the codes, two of which are in a byte.
         self.num_experts, *sizes = base.weight_shape(self.parameter_name)
         self._param_ndim = 3

@@ -9,12 +9,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTConfig
 
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.collation import TokenCollator
 from seeklet.finetune.lora.attach import attach
 from seeklet.finetune.losses import use_head_loss
+from seeklet.finetune.sft_config import SeekletSFTConfig
 from seeklet.finetune.sft_trainer import PARTS, SeekletSFTTrainer
 from seeklet.modeling.kernels.linear_cross_entropy import reference
 from tests.finetune.nano_checkpoints import CHATML, build_tokenizer
@@ -66,7 +66,7 @@ def make_trainer(
         "report_to": "none",
         "disable_tqdm": True,
     }
-    config = SFTConfig(output_dir=str(folder), **defaults | settings)
+    config = SeekletSFTConfig(output_dir=str(folder), **defaults | settings)
     rows = make_rows() if rows is None else rows
     return SeekletSFTTrainer(model, config, tokenizer(), rows, validation, mtp_loss=mtp_loss, callbacks=callbacks)
 

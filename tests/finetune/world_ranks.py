@@ -20,25 +20,24 @@ FSDP = {
 }
 
 
-def make(folder: Path, world: int, adapts: bool = False) -> Any:
+def make(folder: Path, world: int, adapts: bool = False, **settings: Any) -> Any:
     """Return the fp32 trainer of a mixture of experts or its adapter: AdamW, four rows a step, MTP, balance loss."""
     from tests.finetune.lora.adapters import attached
     from tests.finetune.test_sft_trainer import make_rows, make_trainer, mixture
 
     model = mixture().float()
-    return make_trainer(
-        attached(model, "attention", "routed_experts", "mtp") if adapts else model,
-        folder,
-        make_rows([9, 5, 7, 6] * (ROWS // 4)),
-        max_steps=STEPS,
-        optim="adamw_torch",
-        learning_rate=1e-2 if adapts else 1e-3,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=4 // world,
-        save_strategy="steps",
-        save_steps=SAVED_AT,
-    )
+    defaults: dict[str, Any] = {
+        "max_steps": STEPS,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2 if adapts else 1e-3,
+        "max_grad_norm": 1.0,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4 // world,
+        "save_strategy": "steps",
+        "save_steps": SAVED_AT,
+    }
+    model = attached(model, "attention", "routed_experts", "mtp") if adapts else model
+    return make_trainer(model, folder, make_rows([9, 5, 7, 6] * (ROWS // 4)), **defaults | settings)
 
 
 def losses(trainer: Any) -> list[float]:
@@ -48,9 +47,7 @@ def losses(trainer: Any) -> list[float]:
 
 def join(folder: Path, engine: Engine, world: int, rank: int, port: str, adapts: bool, resumed: Path | None) -> None:
     """Train as one of `world` processes, from the checkpoint `resumed` where one is named; leave the losses."""
-    torch.set_num_threads(1)
-    group = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= group | {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    enter(world, rank, port)
     if engine != "ddp":
         os.environ |= FSDP
         shard_on_cpu()
@@ -59,6 +56,13 @@ def join(folder: Path, engine: Engine, world: int, rank: int, port: str, adapts:
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.save_trained(folder / "model")
     torch.save(losses(trainer), folder / f"rank{rank}.pt")
+
+
+def enter(world: int, rank: int, port: str, per_node: int | None = None) -> None:
+    """Let this process be one of `world`, `per_node` of which are on a node, in the eyes of accelerate."""
+    torch.set_num_threads(1)
+    group = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(per_node or world)}
+    os.environ |= group | {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
 def shard_on_cpu() -> None:
