@@ -53,6 +53,9 @@ CASES: dict[str, list[Case]] = {
         Case("LoRA", 4, 256, ALL_TARGETS),
         Case("LoRA, checkpointing", 8, 256, ALL_TARGETS, checkpointing=True),
         Case("all weights, long", 1, 1024),
+        Case("QLoRA nf4", 4, 256, ALL_TARGETS, quantization="nf4"),
+        Case("QLoRA nf4, checkpointing", 8, 256, ALL_TARGETS, checkpointing=True, quantization="nf4"),
+        Case("QLoRA int8, attention", 4, 256, ("attention",), quantization="int8"),
     ],
     "bench with MTP": [
         Case("all weights", 4, 256),

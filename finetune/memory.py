@@ -28,6 +28,10 @@ OPTIMIZER_STATES = {
     "rmsprop": (1, 0),
     "sgd": (0, 0),
 }
+# Of tensors of fewer numbers they keep fp32, of others a scale for each so many (bitsandbytes' optim/optimizer.py).
+_LEAST_IN_8_BITS, _BLOCK_IN_8_BITS = 4096, 256
+# Of tensors of fewer numbers bitsandbytes does not page what it keeps.
+_LEAST_PAGED = 100_000
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,21 @@ def count_optimizer_bytes(trainable: Sequence[torch.Tensor], optimizer: str) -> 
     if optimizer not in OPTIMIZER_STATES:
         return None
     tensors, extra_bytes = OPTIMIZER_STATES[optimizer]
+    if optimizer.endswith("8bit"):
+        return sum(extra_bytes * _bytes_in_8_bits(parameter.numel()) for parameter in trainable)
     return tensors * count_bytes(trainable) + extra_bytes * sum(parameter.numel() for parameter in trainable)
+
+
+def count_paged_bytes(trainable: Sequence[torch.Tensor], optimizer: str) -> int:
+    """Return how many of these bytes may wait in the host's memory."""
+    if not optimizer.startswith("paged"):
+        return 0
+    paged = [parameter for parameter in trainable if parameter.numel() >= _LEAST_PAGED]
+    return count_optimizer_bytes(paged, optimizer) or 0
+
+
+def _bytes_in_8_bits(number: int) -> int:
+    return 4 * number if number < _LEAST_IN_8_BITS else number + 4 * -(-number // _BLOCK_IN_8_BITS)
 
 
 def _estimate_activations(config: PreTrainedConfig, batch: Batch) -> int:

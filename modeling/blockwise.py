@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import ConfigError
 
@@ -79,9 +80,12 @@ def dequantize(
     codes: torch.Tensor, largest: torch.Tensor, quantization: Quantization, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return the matrix (R, C) in `dtype` that `quantize` made codes and largest magnitudes of."""
+    rows, columns = codes.shape[0], codes.shape[1] * (1 if quantization == "int8" else 2)
+    if codes.is_meta or isinstance(codes, FakeTensor):
+        # A shape alone, as a plan has it: bitsandbytes need not be there.
+        return codes.new_empty(rows, columns, dtype=dtype)
     functional = _functional()
     known = dtype if dtype in _FLOATS else torch.float32
-    rows, columns = codes.shape[0], codes.shape[1] * (1 if quantization == "int8" else 2)
     state = functional.QuantState(
         absmax=largest.reshape(-1),
         shape=torch.Size((rows, columns)),

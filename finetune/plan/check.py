@@ -1,11 +1,12 @@
 """A plan's memory beside what training really takes, on this CPU: the check of the one by the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..adapter_settings import AdapterSettings
 from ..data.settings import DataSettings
@@ -13,7 +14,7 @@ from ..lora.attach import attach
 from ..losses import use_head_loss
 from ..memory import count_bytes
 from ..recipe import ModelSettings, MoeSettings, OutputSettings, Recipe
-from ..training_model import freeze_unreached, set_losses
+from ..training_model import freeze_unreached, load_for_training, set_losses
 from .cluster import make_cluster
 from .measure import measure_peak
 from .memory import predict_training_bytes
@@ -33,6 +34,8 @@ class Case:
     """Targets of LoRA; none trains all weights."""
     checkpointing: bool = False
     accumulation: int = 1
+    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    """What the frozen weights are held in; bitsandbytes must be there to measure it."""
 
 
 def make_recipe(case: Case, config: PreTrainedConfig, folder: Path) -> Recipe:
@@ -40,7 +43,7 @@ def make_recipe(case: Case, config: PreTrainedConfig, folder: Path) -> Recipe:
     config.save_pretrained(folder)
     return Recipe(
         stage="sft",
-        model=ModelSettings(path=str(folder), dtype="float32"),
+        model=ModelSettings(path=str(folder), dtype="float32", quantization=case.quantization),
         adapter=AdapterSettings(targets=case.adapter, rank=8) if case.adapter else None,
         moe=MoeSettings(),
         data=DataSettings(train=("none.jsonl",), max_tokens=case.tokens),
@@ -61,9 +64,19 @@ def predict(recipe: Recipe) -> int:
     return found
 
 
+def _load(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_config(config)
+    if recipe.model.quantization is None:
+        return model
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_for_training(replace(recipe.model, path=folder))
+
+
 def measure(recipe: Recipe, config: PreTrainedConfig) -> int:
     """Return the bytes at the peak of a real step, weights and optimizer states included."""
-    model: Any = use_head_loss(AutoModelForCausalLM.from_config(config))
+    model: Any = _load(recipe, config)
+    model = use_head_loss(model)
     set_losses(model, recipe.moe)
     if recipe.adapter is not None:
         model = attach(model, recipe.adapter)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from seeklet.modeling.errors import ConfigError
+
 from .cluster import Cluster, known_gpus, make_cluster
 from .memory import GpuMemory, plan_memory
 from .plan import Plan, make_plan
@@ -48,9 +50,7 @@ def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> lis
         say(what)
         # What lies where changes nothing of what one pass keeps, unless FSDP gathers weights in another dtype.
         before, now = plan.request, request
-        same = (before.checkpointing, before.keep_fp8, before.recipe.model.dtype, before.accumulation > 1) == (
-            (now.checkpointing, now.keep_fp8, now.recipe.model.dtype, now.accumulation > 1)
-        )
+        same = _passes_as(before) == _passes_as(now)
         gathers_else = before.layout != now.layout and before.recipe.model.dtype == "float32"
         reused = plan.activations if same and not gathers_else else None
         changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused)
@@ -81,6 +81,11 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
         settings = replace(recipe.model, fp8="keep")
         changed = request.with_changes(recipe=replace(recipe, model=settings), keep_fp8=True)
         yield "model.fp8: keep", changed, cluster
+    if request.adapts and recipe.model.quantization is None and request.layout != "fsdp":
+        settings = replace(recipe.model, quantization="nf4", fp8="dequantize")
+        changed = request.with_changes(recipe=replace(recipe, model=settings), keep_fp8=False)
+        if _can_be_built(changed):
+            yield "model.quantization: nf4 (QLoRA; rounds the frozen weights)", changed, cluster
     if recipe.model.dtype == "float32" and request.adapts:
         settings = replace(recipe.model, dtype="bfloat16")
         yield "model.dtype: bfloat16", request.with_changes(recipe=replace(recipe, model=settings)), cluster
@@ -89,12 +94,27 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
         yield f"texts of at most {half:,} tokens (changes what is learned)", request.with_changes(tokens=half), cluster
     if request.layout in ("fsdp", "single"):
         bigger = make_cluster(cluster.gpu.key, 2 * max(cluster.num_gpus, 1))
-        layout = "fsdp" if request.layout == "single" else request.layout
+        shared = "ddp" if recipe.model.quantization else "fsdp"
+        layout = shared if request.layout == "single" else request.layout
         yield f"--num-gpus {bigger.num_gpus}", request.with_changes(layout=layout), replace(bigger, gpu=cluster.gpu)
     for gpu in known_gpus().values():
         larger = gpu.memory_mib > cluster.gpu.memory_mib or gpu.tflops_bf16 > cluster.gpu.tflops_bf16
         if larger and gpu.price_per_hour is not None and gpu.key != cluster.gpu.key:
             yield f"--gpu {gpu.key}", request, replace(cluster, gpu=gpu)
+
+
+def _can_be_built(request: Request) -> bool:
+    try:
+        request.build()
+    except ConfigError:
+        # Rows that no block goes into.
+        return False
+    return True
+
+
+def _passes_as(request: Request) -> tuple[Any, ...]:
+    model = request.recipe.model
+    return request.checkpointing, request.keep_fp8, model.dtype, model.quantization, request.accumulation > 1
 
 
 def _price(plan: Plan) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..memory import count_bytes, count_optimizer_bytes
+from ..memory import count_bytes, count_optimizer_bytes, count_paged_bytes
 from .activations import Activations, logits_bytes, trace_whole
 from .cluster import Cluster
 from .counts import cache_numbers
@@ -55,10 +55,8 @@ def plan_memory(request: Request, cluster: Cluster, model: nn.Module, activation
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = count_bytes([*model.parameters(), *model.buffers()])
     gradients = count_bytes(trained)
-    optimizer = count_optimizer_bytes(trained, request.optimizer) or 0
-    if request.optimizer.startswith("paged"):
-        # Pages wait in the host's memory.
-        optimizer = 0
+    # Pages wait in the host's memory.
+    optimizer = (count_optimizer_bytes(trained, request.optimizer) or 0) - count_paged_bytes(trained, request.optimizer)
     batch = request.micro_batch * request.tokens
     gathered, share = 0, 1.0
     if request.layout == "fsdp":

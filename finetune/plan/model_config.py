@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from seeklet.modeling import SeekletConfig
+from seeklet.modeling.blockwise import Quantization
 from seeklet.modeling.checkpoint_names import is_fp8_weight
 from seeklet.modeling.fp8 import install_fp8
+from seeklet.modeling.quantized import LARGEST, QuantizedLinear, install_quantized
 
 from ..errors import RecipeError
 from ..meta_model import load_config
@@ -66,8 +69,13 @@ def held_dtype(config: PreTrainedConfig, settings: ModelSettings | None = None) 
     return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
-def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, keep_fp8: bool = False) -> PreTrainedModel:
-    """Return the model of a config on the meta device; with `keep_fp8` its linear layers and experts in block-fp8."""
+def build_on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype, keep_fp8: bool = False, quantization: Quantization | None = None
+) -> PreTrainedModel:
+    """Return the model of a config on the meta device.
+
+    With `keep_fp8` its linear layers and experts are in block-fp8, with `quantization` in 4 or 8 bits.
+    """
     options = {}
     if not isinstance(config, SeekletConfig):
         AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
@@ -76,4 +84,20 @@ def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, keep_fp8: bool =
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
     if keep_fp8:
         install_fp8(model, is_fp8_weight, dtype)
+    if quantization and isinstance(config, SeekletConfig):
+        install_quantized(model, quantization)
+    elif quantization:
+        _quantize_linear_layers(model, quantization)
     return model
+
+
+def _quantize_linear_layers(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Put layers of as many bytes in place of all linear ones that transformers has bitsandbytes quantise."""
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and module is not head:
+            layer = QuantizedLinear(module, quantization, name)
+            if quantization == "int8":
+                # LLM.int8 has one scale for each row.
+                setattr(layer, f"weight{LARGEST}", torch.zeros(module.out_features, 1, device="meta"))
+            model.set_submodule(name, layer)

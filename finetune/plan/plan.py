@@ -9,6 +9,7 @@ from .activations import Activations, fit_activations
 from .cluster import Cluster
 from .communication import NO_TRAFFIC, Traffic, layer_traffic, sharded_traffic, training_expert_traffic
 from .counts import Counts, TokenFlops, cache_numbers, count_flops, count_parameters
+from .loading import Loading, plan_loading
 from .memory import GpuMemory, plan_memory
 from .model_config import build_on_meta, held_dtype
 from .request import Request, samples_per_process
@@ -26,6 +27,7 @@ class Plan:
     """Parameters that are trained."""
     flops: TokenFlops
     memory: GpuMemory
+    loading: Loading
     activations: Activations
     traffic: Traffic
     """Per token, of one GPU."""
@@ -53,8 +55,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Return whether the fullest GPU holds what it must."""
-        return self.memory.total <= self.cluster.gpu.memory_bytes
+        """Return whether the fullest GPU holds what it must, while loading and while training."""
+        return max(self.memory.total, self.loading.gpu) <= self.cluster.gpu.memory_bytes
 
 
 def make_plan(
@@ -85,13 +87,15 @@ def make_plan(
     decode = _decode_seconds(request, cluster, counts, flops, efficiency)
     tokens = tokens or _tokens_of_run(request, cluster)
     bill = make_bill(tokens or 1e9, compute + waiting + decode, cluster.gpu, cluster.num_gpus)
+    memory = plan_memory(request, cluster, model, activations)
     return Plan(
         request=request,
         cluster=cluster,
         counts=counts,
         trained=sum(parameter.numel() for parameter in trained),
         flops=flops,
-        memory=plan_memory(request, cluster, model, activations),
+        memory=memory,
+        loading=plan_loading(request, cluster, model, memory.weights),
         activations=activations,
         traffic=traffic,
         compute_s=compute,

@@ -98,7 +98,7 @@ class Request:
         fields = {name: value for name, value in fields.items() if name not in ("layer_types", "model_type")}
         config = type(self.config).from_dict(fields)
         settings = self.recipe.model
-        model: Any = build_on_meta(config, held_dtype(self.config, settings), self.keep_fp8)
+        model: Any = build_on_meta(config, held_dtype(self.config, settings), self.keep_fp8, settings.quantization)
         model = use_head_loss(model)
         set_losses(model, self.recipe.moe)
         if self.recipe.adapter is not None:
@@ -124,10 +124,10 @@ def read_request(
     overrides: Sequence[str],
     cluster: Cluster,
     layout: Layout | None = None,
-    expert_parallel: int = 1,
+    expert_parallel: int | None = None,
     tokens: int | None = None,
 ) -> Request:
-    """Return what the recipe of a file asks of `cluster`.
+    """Return what the recipe of a file asks of `cluster`; without a number, `expert_parallel` is the recipe's own.
 
     Raises:
         RecipeError: the recipe is wrong, has no config, or cannot be laid out so; one line says what to change.
@@ -144,12 +144,13 @@ def make_request(
     recipe: TrainingRecipe,
     cluster: Cluster,
     layout: Layout | None = None,
-    expert_parallel: int = 1,
+    expert_parallel: int | None = None,
     tokens: int | None = None,
 ) -> Request:
     """Return what a recipe asks of `cluster`; the rest as in `read_request`."""
     config = find_config(recipe.model)
-    layout = layout or _usual_layout(recipe, cluster)
+    own = int(recipe.trainer.get("expert_parallel", 1))
+    layout, expert_parallel = layout or _usual_layout(recipe, cluster), expert_parallel or own
     _check_layout(recipe, config, cluster, layout, expert_parallel)
     optimizer = str(_setting(recipe, "optim"))
     if optimizer not in OPTIMIZER_STATES:
@@ -197,7 +198,11 @@ def missing_engines(recipe: TrainingRecipe) -> list[str]:
 def _usual_layout(recipe: TrainingRecipe, cluster: Cluster) -> Layout:
     if cluster.num_gpus == 1:
         return "single"
-    return "layers" if recipe.model.device_map else "fsdp"
+    if recipe.trainer.get("expert_parallel", 1) > 1:
+        return "ddp"
+    if recipe.model.device_map:
+        return "layers"
+    return "ddp" if recipe.model.quantization else "fsdp"
 
 
 def _check_layout(
@@ -207,6 +212,11 @@ def _check_layout(
         raise RecipeError(
             f"model.device_map: auto lays one process out over all GPUs, which --layout {layout} excludes; leave "
             "one of them out"
+        )
+    if recipe.model.quantization and layout == "fsdp":
+        raise RecipeError(
+            f"model.quantization is {recipe.model.quantization}, and FSDP does not share out quantised weights; plan "
+            "with --layout ddp, or set it to null"
         )
     if layout == "layers" and cluster.nodes > 1:
         raise RecipeError(

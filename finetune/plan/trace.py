@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 # Of seeklet's operators, in-tree and where they are installed as a kernel repository.
 _OPERATORS = "seeklet"
+_READING = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class StepBytes:
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes of the storages that operations make, while they are alive."""
 
-    def __init__(self, at_once: bool):
+    def __init__(self, at_once: bool, rows: int):
         super().__init__()
         self.live = self.peak = self.gradients = self.gradients_at_peak = 0
         self._known: dict[int, Any] = {}
-        self._at_once = at_once
+        # All rows in one expert is how a grouped product of a GPU takes them, in one piece; outside of operators, as
+        # quantised experts are, they are taken one after the other there, too.
+        self._operators_at_once, self._at_once, self._rows = at_once, False, rows
 
     def ignore(self, tensor: torch.Tensor) -> None:
         """Leave a tensor out of the count: one that was there before."""
@@ -56,18 +59,32 @@ class StorageTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         definition = OPDEFS.get(func.name()) if func.namespace.startswith(_OPERATORS) else None
-        if definition is None:
+        if func in _READING and args[0].dtype == torch.int64:
+            return self._count_rows(args[0])
+        if func is torch.ops.aten.bincount.default:
+            result = args[0].new_empty(args[2])
+        elif definition is None:
             result = func(*args, **(kwargs or {}))
         else:
             # What the operator makes inside counts as well, so its Python is run in place of its outline.
             indices = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dtype == torch.int64]
             rows = max((index.numel() for index in indices), default=0)
-            with self, _KnownData(rows, self._at_once):
+            outside = self._at_once, self._rows
+            self._at_once, self._rows = self._operators_at_once, rows
+            with self, _KnownData():
                 result = definition._init_fn(*args, **(kwargs or {}))
+            self._at_once, self._rows = outside
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf)
         return result
+
+    def _count_rows(self, number: torch.Tensor) -> int:
+        """Return how many rows the expert has whose count is asked for; `tolist` asks for each number by itself."""
+        index, experts = number.storage_offset(), number.untyped_storage().nbytes() // number.itemsize
+        if self._at_once:
+            return self._rows if index == 0 else 0
+        return self._rows // experts + (index < self._rows % experts)
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -86,13 +103,7 @@ class StorageTracker(TorchDispatchMode):
 
 
 class _KnownData(TorchFunctionMode):
-    """Answers what only data could: which positions count (all), how many tokens an expert gets (equal numbers)."""
-
-    def __init__(self, rows: int = 0, at_once: bool = False):
-        super().__init__()
-        self._rows = rows
-        # All rows in one expert is how a grouped product of a GPU takes them: in one piece.
-        self._at_once = at_once
+    """Answers what only data could: all positions count, and no code of an fp8 weight is NaN."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -101,17 +112,9 @@ class _KnownData(TorchFunctionMode):
             return args[0].reshape(mask.numel(), *args[0].shape[mask.dim() :]).clone()
         if name == "__setitem__" and _is_mask(args[1]):
             return None
-        if name == "bincount":
-            return args[0].new_empty(kwargs["minlength"])
         if name == "__int__":
             # Of the largest code of an fp8 weight: no NaN.
             return 0
-        if name == "item" and self._rows:
-            # `tolist` of a fake tensor asks for each number by itself.
-            index, experts = args[0].storage_offset(), args[0].untyped_storage().nbytes() // args[0].itemsize
-            if self._at_once:
-                return self._rows if index == 0 else 0
-            return self._rows // experts + (index < self._rows % experts)
         return func(*args, **kwargs)
 
 
@@ -128,9 +131,11 @@ def trace_step(
         at_once: the experts' rows go through one product, as on a GPU.
         options: further arguments of the model's forward.
     """
+    # Quantised experts are taken one after the other, outside of any operator.
+    rows = sequences * tokens * (getattr(getattr(model, "config", None), "num_experts_per_tok", None) or 0)
     with FakeTensorMode() as fake, _on_cpu(model):
         ids = torch.zeros(sequences, tokens, dtype=torch.int64)
-        tracker = StorageTracker(at_once)
+        tracker = StorageTracker(at_once, rows)
         for tensor in (*model.parameters(), *model.buffers(), ids):
             tracker.ignore(tensor)
         hooks = [_count_gradient(parameter, tracker) for parameter in model.parameters() if parameter.requires_grad]

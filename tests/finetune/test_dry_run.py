@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from seeklet.finetune.errors import RecipeError
-from seeklet.finetune.memory import Batch, Memory, measure_memory
+from seeklet.finetune.memory import Batch, Memory, count_optimizer_bytes, measure_memory
 from seeklet.finetune.meta_model import build_meta_model
 from seeklet.finetune.recipe import ModelSettings, as_yaml, load_recipe
 from seeklet.finetune.steps import Steps, count_steps
@@ -164,7 +164,9 @@ def test_memory_counts_each_part() -> None:
         weights=200 * 2 + 100 * 4, gradients=400, optimizer=800, activations=2 * 11 * 3 * per_token * 2
     )
     thrifty = measure_memory(model, "adamw_bnb_8bit", Batch(sequences=1, tokens=1, itemsize=4, checkpointing=True))
-    assert thrifty == Memory(weights=800, gradients=400, optimizer=200, activations=4 * (3 * 8 + per_token))
+    # Tensors of fewer than 4,096 numbers keep their states in fp32.
+    assert thrifty == Memory(weights=800, gradients=400, optimizer=800, activations=4 * (3 * 8 + per_token))
+    assert count_optimizer_bytes([torch.empty(64, 65)], "adamw_bnb_8bit") == 2 * (4160 + 17 * 4)
     unknown = measure_memory(model, "galore_adamw", Batch(1, 1, 4, True))
     assert unknown.optimizer is None
     assert unknown.total == 1200 + unknown.activations

@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from seeklet.finetune.demo.nano import student_config, teacher_config
+from seeklet.finetune.memory import count_bytes
 from seeklet.finetune.plan.check import ALL_TARGETS, Case, make_recipe, measure, predict
+from seeklet.finetune.plan.cluster import make_cluster
 from seeklet.finetune.plan.measure import measure_peak
+from seeklet.finetune.plan.memory import predict_training_bytes
+from seeklet.finetune.plan.model_config import build_on_meta
+from seeklet.finetune.plan.request import make_request
 from seeklet.finetune.plan.trace import trace_step
+from seeklet.modeling import SeekletConfig
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,39 @@ def test_prediction_is_within_five_percent(case, make_config, tmp_path):
     config = make_config()
     recipe = make_recipe(case, config, tmp_path)
     assert predict(recipe) == pytest.approx(measure(recipe, config), rel=0.05)
+
+
+def small_config():
+    """Return a mixture whose rows go into blocks of 64."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64, "vocab_size": 128}
+    heads = {"num_attention_heads": 2, "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+    return SeekletConfig(
+        **sizes, **heads, **experts, qk_rope_head_dim=32, v_head_dim=32, num_hidden_layers=2, first_k_dense_replace=1
+    )
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_weights_by_hand(kind, tmp_path):
+    """4 or 8 bits a number and a scale in fp32 for each 64; router, embedding, head and `kv_b_proj` as they were."""
+    config = small_config()
+    request = make_request(
+        make_recipe(Case(kind, 2, 64, ALL_TARGETS, quantization=kind), config, tmp_path), make_cluster("h200", 1)
+    )
+    attention = 64 * (64 + 64 + 32) + 64 * 2 * 64 + 64 * 64
+    numbers = 2 * attention + 3 * 64 * 128 + (4 + 1) * 3 * 64 * 64
+    whole = count_bytes([*build_on_meta(config, torch.float32).parameters()])
+    held = [p for p in request.build().parameters() if not p.requires_grad]
+    codes = [p for p in held if p.dtype == torch.uint8]
+    assert sum(p.numel() for p in codes) == numbers * (1 if kind == "int8" else 0.5)
+    scales = [b for name, b in request.build().named_buffers() if name.endswith("_absmax")]
+    assert sum(b.numel() for b in scales) == numbers / 64
+    assert count_bytes(held) - count_bytes(codes) == whole - 4 * numbers
+    predicted = predict_training_bytes(request)
+    full = predict(make_recipe(Case("LoRA", 2, 64, ALL_TARGETS), config, tmp_path))
+    saved = 4 * numbers - count_bytes(codes) - count_bytes(scales)
+    # Beside the weights, at most a matrix is expanded at a time.
+    assert 0 <= predicted - (full - saved) <= 4 * 2 * 64 * 128
 
 
 class Chain(nn.Module):
