@@ -19,6 +19,8 @@ import torch
 # Types of devices that Triton kernels run on. Tests add "cpu" while they interpret.
 TRITON_DEVICES = frozenset({"cuda"})
 _takes_triton = True
+# Chips with 99 KiB of shared memory a program, and no more: the tilings of sm_80 fit there, those of later ones do not.
+LITTLE_SHARED_MEMORY = frozenset({86, 89, 120, 121})
 
 
 class Configuration(NamedTuple):
@@ -72,8 +74,9 @@ def num_multiprocessors(tensor: torch.Tensor) -> int:
 
 
 def capability(tensor: torch.Tensor) -> int:
-    """Return the compute capability as in `sm_90`: 90; also where kernels are interpreted."""
+    """Return the compute capability that kernels are chosen for, as in `sm_90`: 90; also where they are interpreted."""
     if not tensor.is_cuda:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
-    return 10 * major + minor
+    found = 10 * major + minor
+    return 80 if found in LITTLE_SHARED_MEMORY else found

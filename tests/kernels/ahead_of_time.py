@@ -28,8 +28,9 @@ from seeklet.modeling.kernels.launch import Configuration
 TABLES = Path(__file__).parent / "compiled"
 OPERATORS = Path(kernels.__file__).parent
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Bytes a block may take of a multiprocessor's shared memory: CUDA C++ programming guide, technical specifications.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# Bytes a block may take of a multiprocessor's shared memory: CUDA C++ programming guide, technical specifications. What
+# is for sm_80, which has 163 KiB, is launched on chips with less, too: `launch.LITTLE_SHARED_MEMORY`.
+SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # mma.sync; wgmma of 16-bit and of 8-bit floats; tcgen05.mma. One UTC instruction stands for a whole tile.
 TENSOR_CORES = re.compile(r"\b(HMMA|IMMA|QMMA|HGMMA|QGMMA|IGMMA|UTC[HQO]MMA)\b")
 # Those of them that Hopper and Blackwell are fast by: of four warps, or of a whole tile.

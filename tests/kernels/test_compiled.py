@@ -1,11 +1,16 @@
 """Every kernel as it is compiled for GPUs that are not here: no spills, within limits, no worse than it was."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="needs triton, which does not come with every build of torch")
 
 import triton
 
+from seeklet.modeling.kernels import launch
 from seeklet.modeling.kernels.launch import Configuration
 from tests.kernels import ahead_of_time
 from tests.kernels.ahead_of_time import Compiled
@@ -58,6 +63,16 @@ def test_the_table_holds_what_there_is(operator: str) -> None:
         for capability in configuration.capabilities
     }
     assert ahead_of_time.read_table(operator)["kernels"].keys() == found
+
+
+@pytest.mark.parametrize(("found", "taken"), [((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((12, 0), 80)])
+def test_chips_with_little_shared_memory_take_what_is_for_sm_80(
+    found: tuple[int, int], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    assert launch.capability(on_gpu) == taken
+    assert launch.capability(torch.empty(0)) == 90
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from ..launch import Configuration, device_of
 from . import products, sort
 from .launching import Launch, configuration, run
-from .products import Matrices, Sorted
+from .matrices import Matrices
+from .products import Sorted
 from .tiling import block_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,9 +88,8 @@ def backward_of(
 
     `lows` (S, r), of gate_up and of down, are filled with what the factors B make of the gradients, unscaled.
     """
-    capability, fp8 = products.chip(grad), down.scale is not None
-    num_rows, width = order.rows.numel(), down.weight.shape[2]
-    columns = products.activation_columns(grad.dtype, order, fp8, capability)
+    capability, num_rows, width = products.chip(grad), order.rows.numel(), down.weight.shape[2]
+    columns = products.activation_columns(grad.dtype, down, order, capability)
     partial = grad.new_empty((num_rows, -(-width // columns)), dtype=torch.float32)
     grad_hidden = torch.empty_like(hidden)
     active = grad.new_empty(num_rows, width) if save else None

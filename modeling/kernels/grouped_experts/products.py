@@ -6,45 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
 from . import backward, forward, tiling
 from .launching import Launch
+from .matrices import Matrices, chosen_tiling, descriptor, fits_tma, low_rank_arguments, weight_arguments
 from .sort import Tiles
 from .tiling import Tiling
 
 SUMMED_AT_ONCE = 1024
-
-
-class Factors(NamedTuple):
-    """What is added to a weight: s B A.
-
-    Attributes:
-        a: A (E, r, in), dense.
-        b_t: B transposed (E, r, out), dense.
-        scaling: s.
-        keep: where not None, which numbers of A's input are not dropped, bool.
-    """
-
-    a: torch.Tensor
-    b_t: torch.Tensor
-    scaling: float
-    keep: torch.Tensor | None = None
-
-
-class Matrices(NamedTuple):
-    """The weights of all experts.
-
-    Attributes:
-        weight: (E, out, in), any strides.
-        scale: of fp8 codes: fp32 (E, M, N), or (E, P, M, N) where P matrices are stacked by rows.
-        factors: what is added.
-    """
-
-    weight: torch.Tensor
-    scale: torch.Tensor | None = None
-    factors: Factors | None = None
 
 
 class Sorted(NamedTuple):
@@ -60,62 +30,9 @@ def chip(tensor: torch.Tensor) -> int:
     return launch.capability(tensor)
 
 
-def fits_tma(tensor: torch.Tensor, capability: int) -> bool:
-    """Return whether tiles of this tensor can be copied by the tensor memory accelerator."""
-    return (
-        capability >= 90
-        and tensor.numel() > 0
-        and tensor.stride(-1) == 1
-        and all(stride > 0 and stride * tensor.itemsize % 16 == 0 for stride in tensor.stride()[:-1])
-        and tensor.data_ptr() % 16 == 0
-    )
-
-
-def descriptor(tensor: torch.Tensor, *block: int) -> TensorDescriptor:
-    """Return the descriptor by which blocks of this shape are copied."""
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
-
-
 def dense_rows(x: torch.Tensor) -> torch.Tensor:
     """Return `x` (rows, columns) with dense columns; a copy only where there is no other way."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def weight_arguments(matrices: Matrices, chosen: Tiling, over_out: bool, capability: int) -> dict[str, Any]:
-    """Return the arguments that tell a kernel about its weights."""
-    weight = matrices.weight
-    fp8 = matrices.scale is not None
-    if fp8 and capability < 90:
-        # No cast from fp8 in sm_80: the bits are decoded.
-        weight = weight.view(torch.uint8)
-    tma = fits_tma(weight, capability)
-    block = (chosen.block_k, chosen.block_n) if over_out else (chosen.block_n, chosen.block_k)
-    strides: dict[str, int] = dict(zip(("stride_expert", "stride_out", "stride_in"), weight.stride(), strict=True))
-    return {
-        "weight": descriptor(weight, 1, *block) if tma else weight,
-        "scale_ptr": None if matrices.scale is None else matrices.scale.contiguous(),
-        **(dict.fromkeys(strides, 1) if tma else strides),
-        "TMA": tma,
-    }
-
-
-def low_rank_arguments(matrices: Matrices, over_out: bool) -> dict[str, Any]:
-    """Return the arguments that tell a kernel about low-rank factors, if there are any."""
-    factors = matrices.factors
-    if factors is None:
-        nothing = dict.fromkeys(("left_ptr", "right_ptr", "keep_ptr"))
-        return {**nothing, "scaling": 1.0, "RANK": 0, "BLOCK_RANK": 16, "DROP": False}
-    left, right = (factors.b_t, factors.a) if over_out else (factors.a, factors.b_t)
-    rank = factors.a.shape[1]
-    return {
-        "left_ptr": left,
-        "right_ptr": right,
-        "keep_ptr": None if factors.keep is None else factors.keep.view(torch.uint8),
-        "scaling": float(factors.scaling),
-        "RANK": rank,
-        "BLOCK_RANK": max(16, triton.next_power_of_2(rank)),
-        "DROP": factors.keep is not None,
-    }
 
 
 def tile_arguments(order: Sorted, chosen: Tiling) -> dict[str, Any]:
@@ -159,7 +76,7 @@ def gate_up(
 ) -> Launch:
     """Return the launch that fills `active` (S, I), and if `save` `hidden` (S, 2I) and `low` (S, r)."""
     num_in, width = matrices.weight.shape[2], active.shape[1]
-    chosen = tiling.of_rows("gate_up", x.dtype, order.tiles.block_rows, capability, matrices.scale is not None)
+    chosen = chosen_tiling("gate_up", x.dtype, order.tiles.block_rows, capability, matrices)
     arguments = {
         "x_ptr": x,
         "weights_ptr": weights,
@@ -194,7 +111,7 @@ def rows(
     With `low` (S, r) what the left factor makes of `source` is written, too.
     """
     _, num_out, num_in = matrices.weight.shape
-    chosen = tiling.of_rows("rows", source.dtype, order.tiles.block_rows, capability, matrices.scale is not None)
+    chosen = chosen_tiling("rows", source.dtype, order.tiles.block_rows, capability, matrices)
     source_tma = fits_tma(source, capability)
     summed, columns = (num_out, num_in) if over_out else (num_in, num_out)
     arguments = {
@@ -217,9 +134,9 @@ def rows(
     return launch_over(forward.rows_kernel, columns, chosen, order, arguments)
 
 
-def activation_columns(dtype: torch.dtype, order: Sorted, fp8: bool, capability: int) -> int:
+def activation_columns(dtype: torch.dtype, matrices: Matrices, order: Sorted, capability: int) -> int:
     """Return of how many columns each share of a routing weight's gradient is the sum."""
-    return tiling.of_rows("activation", dtype, order.tiles.block_rows, capability, fp8).block_n
+    return chosen_tiling("activation", dtype, order.tiles.block_rows, capability, matrices).block_n
 
 
 def activation(
@@ -236,7 +153,7 @@ def activation(
 ) -> Launch:
     """Return the launch that fills the last four, `active` and `low` if they are there; `grad` is (T, H)."""
     _, num_out, width = matrices.weight.shape
-    chosen = tiling.of_rows("activation", grad.dtype, order.tiles.block_rows, capability, matrices.scale is not None)
+    chosen = chosen_tiling("activation", grad.dtype, order.tiles.block_rows, capability, matrices)
     arguments = {
         "grad_ptr": grad,
         "weights_ptr": weights,

@@ -13,7 +13,8 @@ from ..block_fp8.op import quantize_activations
 from ..grouped_experts import products
 from ..grouped_experts.kernel import DTYPES, backward_of, example_order, forward_of, order_again, sort_by_expert
 from ..grouped_experts.launching import Launch, configuration, run
-from ..grouped_experts.products import Matrices, Sorted
+from ..grouped_experts.matrices import Matrices, descriptor, fits_tma, weight_arguments
+from ..grouped_experts.products import Sorted
 from ..grouped_experts.tiling import Tiling
 from ..launch import Configuration, device_of
 from . import programs
@@ -103,7 +104,7 @@ def _gate_up(
         "EVEN": products.even((codes.shape[2], 128), (width, chosen.block_n)),
         "NATIVE": capability >= 90,
         "SAVE": hidden.numel() > 0,
-        **products.weight_arguments(matrices, chosen, False, capability),
+        **weight_arguments(matrices, chosen, False, capability),
     }
     return products.launch_over(programs.gate_up_kernel, width, chosen, order, arguments)
 
@@ -115,9 +116,9 @@ def _rows(
     _, num_out, num_in = matrices.weight.shape
     chosen = _tiling(order.tiles.block_rows, 128 if capability >= 90 else 64)
     codes = _sides(source[0], capability)
-    tma = products.fits_tma(codes, capability)
+    tma = fits_tma(codes, capability)
     arguments = {
-        "source": products.descriptor(codes, chosen.block_m, chosen.block_k) if tma else codes,
+        "source": descriptor(codes, chosen.block_m, chosen.block_k) if tma else codes,
         "source_scale_ptr": source[1],
         "out_ptr": out,
         "num_rows": order.rows.numel(),
@@ -127,7 +128,7 @@ def _rows(
         "EVEN": products.even((num_in, 128), (num_out, chosen.block_n)),
         "SOURCE_TMA": tma,
         "NATIVE": capability >= 90,
-        **products.weight_arguments(matrices, chosen, False, capability),
+        **weight_arguments(matrices, chosen, False, capability),
     }
     return products.launch_over(programs.rows_kernel, num_out, chosen, order, arguments)
 

@@ -19,7 +19,7 @@ from ..grouped_experts.kernel import (
     sort_by_expert,
 )
 from ..grouped_experts.launching import Launch, configuration, run
-from ..grouped_experts.products import Factors, Matrices
+from ..grouped_experts.matrices import Factors, Matrices
 from ..launch import Configuration, device_of
 from .reference import Kept, Projection, keep_if
 
@@ -103,18 +103,17 @@ def backward(
     return grad_x, grad_weights, *grads
 
 
-def _examples(fp8: bool, rank: int, capability: int) -> dict[str, Launch]:
+def _examples(stored: torch.dtype, rank: int, capability: int) -> dict[str, Launch]:
     """Return the launches at DeepSeek-V3's sizes, without memory; Moonlight's are other numbers to the same kernels."""
 
     def numbers(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    order = example_order(128)
-    coded = {"dtype": torch.float8_e4m3fn if fp8 else torch.bfloat16}
+    order, fp8 = example_order(128), stored == torch.float8_e4m3fn
     scales = (numbers(256, 2, 16, 56, dtype=torch.float32), numbers(256, 56, 16, dtype=torch.float32))
     factors = [Factors(numbers(256, rank, i), numbers(256, rank, o), 2.0) for i, o in ((7168, 4096), (2048, 7168))]
-    up = Matrices(numbers(256, 4096, 7168, **coded), scales[0] if fp8 else None, factors[0])
-    down = Matrices(numbers(256, 7168, 2048, **coded), scales[1] if fp8 else None, factors[1])
+    up = Matrices(numbers(256, 4096, 7168, dtype=stored), scales[0] if fp8 else None, factors[0])
+    down = Matrices(numbers(256, 7168, 2048, dtype=stored), scales[1] if fp8 else None, factors[1])
     x, hidden, active, by_row = numbers(8192, 7168), numbers(65536, 4096), numbers(65536, 2048), numbers(65536, 7168)
     weights, partial = numbers(8192, 8, dtype=torch.float32), numbers(65536, 16, dtype=torch.float32)
     low = numbers(65536, rank, dtype=torch.float32)
@@ -125,7 +124,7 @@ def _examples(fp8: bool, rank: int, capability: int) -> dict[str, Launch]:
         "activation": products.activation(x, down, weights, hidden, *last),
         "grad_x": products.rows(hidden, up, order, by_row, low, True, capability),
     }
-    if not fp8:
+    if stored == torch.bfloat16 and rank == 16:
         keep = numbers(8192, 7168, dtype=torch.bool)
         grad = numbers(256, rank, 7168, dtype=torch.float32).mT
         launches["grad_a_dropout"] = products.over_rows(x, low, grad, order, True, False, 2.0, keep)
@@ -134,12 +133,15 @@ def _examples(fp8: bool, rank: int, capability: int) -> dict[str, Launch]:
 
 
 def configurations() -> list[Configuration]:
-    """Return the kernels, bf16 and fp8, at a rank of 16; DeepSeek-V3's and Moonlight's sizes are arguments."""
+    """Return the kernels at ranks of 16 and 64, and beside fp32 weights, as autocast meets them, all in bf16.
+
+    DeepSeek-V3's and Moonlight's sizes are arguments.
+    """
     found = []
+    stored = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
     for capabilities in ((80,), (90, 100)):
-        for fp8 in (False, True):
-            for name, launch in _examples(fp8, 16, capabilities[0]).items():
-                weights = "fp8" if fp8 else "bf16"
+        for weights, rank in (("bf16", 16), ("fp8", 16), ("bf16", 64), ("fp8", 64), ("fp32", 16)):
+            for name, launch in _examples(stored[weights], rank, capabilities[0]).items():
                 kind = "tma" if capabilities[0] >= 90 else "pointers"
-                found.append(configuration(f"{name}_{weights}_r16_{kind}", launch, True, capabilities))
+                found.append(configuration(f"{name}_{weights}_r{rank}_{kind}", launch, True, capabilities))
     return found

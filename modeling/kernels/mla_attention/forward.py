@@ -56,7 +56,7 @@ def forward_kernel(
     """Write the output of BLOCK_S queries of a head, and their log-sum-exp to base 2; inf where nothing is seen."""
     # The last queries see most keys: first come those that take longest.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
-    b, h = (tl.program_id(1) // HEADS).to(tl.int64), (tl.program_id(1) % HEADS).to(tl.int64)
+    b, h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     query = block * BLOCK_S + tl.arange(0, BLOCK_S)
     q_nope = load_rows(q_nope_ptr + b * q_nope_b + h * q_nope_h, query, num_queries, q_nope_s, NOPE, BLOCK_NOPE)
     q_rope = load_rows(q_rope_ptr + b * q_rope_b + h * q_rope_h, query, num_queries, q_rope_s, ROPE, BLOCK_ROPE)

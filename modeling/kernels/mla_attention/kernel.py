@@ -105,7 +105,7 @@ def forward(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     lse = torch.empty((B, heads, queries), dtype=torch.float32, device=output.device)
     tiling = _tiling("forward", output.dtype, capability(output))
     with device_of(output):
-        grid = (triton.cdiv(queries, tiling["BLOCK_S"]), B * heads)
+        grid = (triton.cdiv(queries, tiling["BLOCK_S"]), heads, B)
         forward_kernel[grid](*tensors, output, lse, *numbers, **constants, **tiling)
     return output, lse
 
@@ -141,7 +141,7 @@ def backward(
     shares = torch.empty((B, heads // group, keys, rope), dtype=torch.float32, device=output.device)
     by_key |= {"GROUP": group, "NOPE_STEP": grad_k_nope.stride(1), "VALUE_STEP": grad_value.stride(1)}
     with device_of(output):
-        grid = (triton.cdiv(queries, by_query["BLOCK_S"]), B * heads)
+        grid = (triton.cdiv(queries, by_query["BLOCK_S"]), heads, B)
         backward_query_kernel[grid](
             *tensors, output, lse, grad, delta, grad_q_nope, grad_q_rope, *numbers, **constants, **by_query
         )

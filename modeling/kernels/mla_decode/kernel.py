@@ -6,172 +6,17 @@ splits together by their log-sum-exp. Heads and query tokens are rows of one til
 
 # B batch, S query tokens, H heads, T cached tokens, L latent (kv_lora_rank), R rope dimensions
 
-import math
-
 import torch
 import triton
-import triton.language as tl
 
-from ..launch import Configuration, device_of, num_multiprocessors
+from ..launch import Configuration, capability, device_of, num_multiprocessors
+from .programs import ADDITIVE_MASK, BOOL_MASK, NO_MASK, bounds_kernel, combine_kernel, split_kernel
 
 MAX_LATENT, MAX_ROPE = 512, 128
 # Beyond, putting the splits together takes longer than what they save.
 MAX_SPLITS = 64
 # Of a multiprocessor: a program takes less than half of its shared memory.
 PROGRAMS_AT_ONCE = 2
-NO_MASK, BOOL_MASK, ADDITIVE_MASK = (tl.constexpr(kind) for kind in range(3))
-# An additive mask at or below hides its key, if another one is seen: half the lowest number of bf16 and fp32 is lower.
-HIDDEN = tl.constexpr(-1e30)
-LOG2_E = tl.constexpr(math.log2(math.e))
-
-
-@triton.jit
-def bounds_kernel(
-    mask_ptr,
-    bounds_ptr,
-    num_heads,
-    num_queries,
-    num_keys,
-    stride_b,
-    stride_h,
-    stride_s,
-    stride_t,
-    MASK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write the first key that any query of a row sees, and the one behind the last."""
-    b = tl.program_id(0).to(tl.int64)
-    first = tl.full((BLOCK,), 2147483647, tl.int32)
-    end = tl.zeros((BLOCK,), tl.int32)
-    for line in range(num_heads * num_queries):
-        line_ptr = mask_ptr + b * stride_b + (line // num_queries) * stride_h + (line % num_queries) * stride_s
-        for start in range(0, num_keys, BLOCK):
-            key = start + tl.arange(0, BLOCK)
-            if MASK == BOOL_MASK:
-                seen = tl.load(line_ptr + key * stride_t, mask=key < num_keys, other=0) != 0
-            else:
-                seen = tl.load(line_ptr + key * stride_t, mask=key < num_keys, other=float("-inf")) > HIDDEN
-            first = tl.where(seen, tl.minimum(first, key), first)
-            end = tl.where(seen, tl.maximum(end, key + 1), end)
-    end_of_all = tl.max(end, axis=0)
-    tl.store(bounds_ptr + 2 * b, tl.minimum(tl.min(first, axis=0), end_of_all))
-    tl.store(bounds_ptr + 2 * b + 1, end_of_all)
-
-
-@triton.jit
-def split_kernel(
-    q_latent_ptr,
-    q_rope_ptr,
-    latent_ptr,
-    rope_ptr,
-    mask_ptr,
-    bounds_ptr,
-    lengths_ptr,
-    output_ptr,
-    lse_ptr,
-    num_rows,
-    num_queries,
-    num_keys,
-    num_splits,
-    scaling,
-    q_latent_b,
-    q_latent_h,
-    q_latent_s,
-    q_rope_b,
-    q_rope_h,
-    q_rope_s,
-    latent_b,
-    latent_t,
-    rope_b,
-    rope_t,
-    mask_b,
-    mask_h,
-    mask_s,
-    mask_t,
-    LATENT: tl.constexpr,
-    ROPE: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    MASK: tl.constexpr,
-    LENGTHS: tl.constexpr,
-):
-    """Write the output of BLOCK_ROWS rows (heads, in each the query tokens) from one split of the keys, and its lse."""
-    b = tl.program_id(2).to(tl.int64)
-    split = tl.program_id(1)
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    head, query = row // num_queries, row % num_queries
-    column, rope_column = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
-    real = (row < num_rows)[:, None]
-    has_latent, has_rope = (column < LATENT)[None, :], (rope_column < ROPE)[None, :]
-    place = b * q_latent_b + head * q_latent_h + query * q_latent_s
-    q_latent = tl.load(q_latent_ptr + place[:, None] + column[None, :], mask=real & has_latent, other=0.0)
-    place = b * q_rope_b + head * q_rope_h + query * q_rope_s
-    q_rope = tl.load(q_rope_ptr + place[:, None] + rope_column[None, :], mask=real & has_rope, other=0.0)
-
-    first, end = 0, num_keys
-    if LENGTHS:
-        end = tl.load(lengths_ptr + b)
-    elif MASK != NO_MASK:
-        first, end = tl.load(bounds_ptr + 2 * b), tl.load(bounds_ptr + 2 * b + 1)
-    largest = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    output = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float32)
-    for block in range(first // BLOCK_T + split, tl.cdiv(end, BLOCK_T), num_splits):
-        key = block * BLOCK_T + tl.arange(0, BLOCK_T)
-        inside = (key < end)[:, None]
-        at = latent_ptr + b * latent_b + key.to(tl.int64)[:, None] * latent_t + column[None, :]
-        latent = tl.load(at, mask=inside & has_latent, other=0.0)
-        at = rope_ptr + b * rope_b + key.to(tl.int64)[:, None] * rope_t + rope_column[None, :]
-        rope = tl.load(at, mask=inside & has_rope, other=0.0)
-        scores = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")
-        scores = tl.dot(q_rope, tl.trans(rope), scores, input_precision="ieee") * scaling
-        seen = real & (key < end)[None, :]
-        if LENGTHS:
-            seen &= key[None, :] <= (end - num_queries + query)[:, None]
-        if MASK != NO_MASK:
-            at = mask_ptr + b * mask_b + (head * mask_h + query * mask_s)[:, None] + key[None, :] * mask_t
-            if MASK == BOOL_MASK:
-                seen &= tl.load(at, mask=seen, other=0) != 0
-            else:
-                scores += tl.load(at, mask=seen, other=0.0).to(tl.float32)
-        scores = tl.where(seen, scores * LOG2_E, float("-inf"))
-        before = largest
-        largest = tl.maximum(largest, tl.max(scores, axis=1))
-        # Where nothing was seen yet, -inf - -inf is NaN.
-        anchor = tl.where(largest == float("-inf"), 0.0, largest)
-        p = tl.exp2(scores - anchor[:, None])
-        shrink = tl.exp2(before - anchor)
-        total = total * shrink + tl.sum(p, axis=1)
-        output = tl.dot(p.to(latent.dtype), latent, output * shrink[:, None], input_precision="ieee")
-        # For the next round and for lse.
-        largest = tl.where(total > 0, largest, float("-inf"))
-    lse = tl.where(total > 0, largest + tl.log2(total), float("-inf"))
-    output = output / tl.where(total > 0, total, 1.0)[:, None]
-    place = (b * num_rows + row) * num_splits + split
-    tl.store(output_ptr + place[:, None] * LATENT + column[None, :], output, mask=real & has_latent)
-    tl.store(lse_ptr + place, lse, mask=row < num_rows)
-
-
-@triton.jit
-def combine_kernel(partial_ptr, lse_ptr, output_ptr, num_splits, LATENT: tl.constexpr, BLOCK_L: tl.constexpr):
-    """Write one row: the splits' outputs, weighted by their shares of the sum of exponentials."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK_L)
-    largest = float("-inf")
-    for split in range(num_splits):
-        largest = tl.maximum(largest, tl.load(lse_ptr + row * num_splits + split))
-    anchor = tl.where(largest == float("-inf"), 0.0, largest)
-    total = 0.0
-    output = tl.zeros((BLOCK_L,), tl.float32)
-    for split in range(num_splits):
-        place = row * num_splits + split
-        weight = tl.exp2(tl.load(lse_ptr + place) - anchor)
-        total += weight
-        output += weight * tl.load(partial_ptr + place * LATENT + column, mask=column < LATENT, other=0.0)
-    output = output / tl.where(total > 0, total, 1.0)
-    tl.store(output_ptr + row * LATENT + column, output, mask=column < LATENT)
 
 
 def takes(q_latent: torch.Tensor, q_rope: torch.Tensor, latent: torch.Tensor, rope: torch.Tensor) -> bool:
@@ -183,13 +28,15 @@ def takes(q_latent: torch.Tensor, q_rope: torch.Tensor, latent: torch.Tensor, ro
     return same and latent.shape[-1] <= MAX_LATENT and rope.shape[-1] <= MAX_ROPE and all(x.numel() for x in tensors)
 
 
-def _tiling(num_rows: int, dtype: torch.dtype) -> dict[str, int]:
+def _tiling(num_rows: int, dtype: torch.dtype, capability: int) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BLOCK_ROWS": 16, "BLOCK_T": 16, "num_warps": 8, "num_stages": 1}
+    # With 64 keys neither would two programs have room on sm_80, nor one on chips with less memory.
+    keys = 64 if capability >= 90 else 32
     # 64 rows, as wgmma would have them, spill with 512 columns of output.
     if num_rows <= 16:
-        return {"BLOCK_ROWS": 16, "BLOCK_T": 64, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_ROWS": 32, "BLOCK_T": 64, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_ROWS": 16, "BLOCK_T": keys, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_ROWS": 32, "BLOCK_T": keys, "num_warps": 8, "num_stages": 2}
 
 
 def num_splits(programs: int, num_blocks: int, multiprocessors: int) -> int:
@@ -220,7 +67,7 @@ def forward(
     T = latent_BTL.shape[1]
     q_latent, q_rope, latent, rope = map(_dense, (q_latent_BHSL, q_rope_BHSR, latent_BTL, rope_BTR))
     device, rows = latent.device, H * S
-    tiling = _tiling(rows, latent.dtype)
+    tiling = _tiling(rows, latent.dtype, capability(latent))
     row_blocks = triton.cdiv(rows, tiling["BLOCK_ROWS"])
     splits = num_splits(B * row_blocks, triton.cdiv(T, tiling["BLOCK_T"]), num_multiprocessors(latent))
     output = torch.empty((B, H, S, L), dtype=latent.dtype, device=device)
@@ -270,7 +117,7 @@ def forward(
     return output
 
 
-def _split_configuration(name: str, heads: int, mask: int) -> Configuration:
+def _split_configuration(name: str, heads: int, mask: int, chip: int) -> Configuration:
     signature = dict.fromkeys(["q_latent_ptr", "q_rope_ptr", "latent_ptr", "rope_ptr"], "*bf16")
     signature |= {
         "mask_ptr": "*u8" if mask == BOOL_MASK.value else "*bf16",
@@ -282,19 +129,24 @@ def _split_configuration(name: str, heads: int, mask: int) -> Configuration:
     strides = [f"{tensor}_{of}" for tensor in ("q_latent", "q_rope") for of in "bhs"]
     strides += [f"{tensor}_{of}" for tensor in ("latent", "rope") for of in "bt"]
     signature |= dict.fromkeys([*strides, *(f"mask_{of}" for of in "bhst")], "i32")
-    tiling = _tiling(heads, torch.bfloat16)
+    tiling = _tiling(heads, torch.bfloat16, chip)
     warps, stages = tiling.pop("num_warps"), tiling.pop("num_stages")
     constants = {**_widths(512, 64), **tiling, "MASK": mask, "LENGTHS": mask == NO_MASK.value}
-    return Configuration(name, split_kernel, signature, constants, warps, stages, True, tuple(strides))
+    return Configuration(
+        f"{name}_sm{chip}", split_kernel, signature, constants, warps, stages, True, tuple(strides), (chip,)
+    )
 
 
 def configurations() -> list[Configuration]:
     """Return the kernels at 128 heads (DeepSeek-V3) and 16 (Moonlight): ragged, and with a mask; bf16."""
     numbers = dict.fromkeys(["num_heads", "num_queries", "num_keys", *(f"stride_{of}" for of in "bhst")], "i32")
+    splits = (("v3", 128, NO_MASK), ("v3_mask", 128, BOOL_MASK), ("moonlight", 16, NO_MASK))
     return [
-        _split_configuration("split_bf16_v3", 128, NO_MASK.value),
-        _split_configuration("split_bf16_v3_mask", 128, BOOL_MASK.value),
-        _split_configuration("split_bf16_moonlight", 16, NO_MASK.value),
+        *(
+            _split_configuration(f"split_bf16_{name}", heads, mask.value, chip)
+            for name, heads, mask in splits
+            for chip in (80, 90, 100)
+        ),
         Configuration(
             "combine_bf16",
             combine_kernel,

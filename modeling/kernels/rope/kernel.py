@@ -67,7 +67,7 @@ def forward_kernel(
     sin = tl.load(sin_ptr + b * cos_b + s * cos_s + half).to(tl.float32)
     block = tl.program_id(1)
     if block < q_blocks:
-        head = (block * HEADS + tl.arange(0, HEADS))[:, None]
+        head = (block * HEADS + tl.arange(0, HEADS)).to(tl.int64)[:, None]
         mask = head < q_heads
         source, target = b * q_b + s * q_s + head * q_h, (token * q_heads + head) * (N + R)
         if N > 0:
@@ -76,7 +76,7 @@ def forward_kernel(
         first, second = _rotated(first, second, cos, sin)
         _store_pairs(q_out_ptr, target + N, first, second, mask, R, HEADS, False)
     else:
-        head = ((block - q_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
+        head = ((block - q_blocks) * HEADS + tl.arange(0, HEADS)).to(tl.int64)[:, None]
         mask = head < k_heads
         target = (token * k_heads + head) * (N + R)
         if N > 0:
@@ -107,7 +107,7 @@ def backward_kernel(
     sin = tl.load(sin_ptr + b * cos_b + s * cos_s + half).to(tl.float32)
     block = tl.program_id(1)
     if block < q_blocks:
-        head = (block * HEADS + tl.arange(0, HEADS))[:, None]
+        head = (block * HEADS + tl.arange(0, HEADS)).to(tl.int64)[:, None]
         mask = head < q_heads
         source, target = b * q_b + s * q_s + head * q_h, (token * q_heads + head) * (N + R)
         if N > 0:
@@ -118,7 +118,7 @@ def backward_kernel(
     else:
         total_first, total_second = tl.zeros((1, R // 2), tl.float32), tl.zeros((1, R // 2), tl.float32)
         for start in range(0, k_heads, HEADS):
-            head = (start + tl.arange(0, HEADS))[:, None]
+            head = (start + tl.arange(0, HEADS)).to(tl.int64)[:, None]
             mask = head < k_heads
             source = b * k_b + s * k_s + head * k_h
             if N > 0:

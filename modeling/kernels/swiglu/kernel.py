@@ -16,7 +16,7 @@ BLOCK = 1024
 def forward_kernel(gate_ptr, up_ptr, out_ptr, columns, blocks_per_row, stride_gate, stride_up, BLOCK: tl.constexpr):
     """Write a block of one row."""
     row = (tl.program_id(0) // blocks_per_row).to(tl.int64)
-    column = (tl.program_id(0) % blocks_per_row) * BLOCK + tl.arange(0, BLOCK)
+    column = (tl.program_id(0) % blocks_per_row).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = column < columns
     gate = tl.load(gate_ptr + row * stride_gate + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + row * stride_up + column, mask=mask, other=0.0).to(tl.float32)
@@ -39,7 +39,7 @@ def backward_kernel(
 ):
     """Write a block of one row of both gradients."""
     row = (tl.program_id(0) // blocks_per_row).to(tl.int64)
-    column = (tl.program_id(0) % blocks_per_row) * BLOCK + tl.arange(0, BLOCK)
+    column = (tl.program_id(0) % blocks_per_row).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = column < columns
     grad = tl.load(grad_ptr + row * stride_grad + column, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + row * stride_gate + column, mask=mask, other=0.0).to(tl.float32)
