@@ -1,31 +1,34 @@
 """All that a GPU can show: `make gpu`. Without one it says so and does nothing.
 
-    python -m benchmarks.kernels.gpu [--only tests|sanitize|bench|step|tune] [--op NAME ...] [--budget-s 570]
+    python -m benchmarks.kernels.gpu [--only tests|bench|step|sanitize|tune] [--op NAME ...] [--budget-s 570]
 
 In this order, operator by operator, each written to the results when it is done, so that a run cut short loses nothing:
 1. tests: those that need a GPU. Kernels in CUDA C++ are built first, where there is an nvcc.
-2. sanitize: each operator once at nano size under compute-sanitizer, where that is installed: memcheck for addresses,
+2. bench: each operator beside its peers, unless its tests failed. 3. step: a whole fine-tuning step beside stock's.
+4. sanitize: each operator once at nano size under compute-sanitizer, where that runs: memcheck for addresses,
    racecheck for shared memory.
-3. bench: each operator beside its peers, unless its tests failed. 4. step: a whole fine-tuning step beside stock's.
 5. tune, only where it is asked for: the fastest tiling of each kernel that has several, kept for all later launches.
 
-What does not fit into the budget is named and left for a further call. The exit code is 1 where anything failed.
+Each stage has a share of the budget, and what those before it left of theirs. What does not fit is named and left for a
+further call. The exit code is 1 where anything failed.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from benchmarks.kernels import rope_cuda
-from benchmarks.kernels.case import operators
+from benchmarks.kernels.case import benchmark, operators
 from benchmarks.kernels.results import record
 from benchmarks.kernels.run import NOT_RUN
 from benchmarks.report import make_folder
@@ -33,11 +36,15 @@ from benchmarks.report import make_folder
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "kernels"
 TOOLS = ("memcheck", "racecheck")
-STAGES = ("tests", "sanitize", "bench", "step", "tune")
+STAGES = ("tests", "bench", "step", "sanitize", "tune")
+# Of the budget, when each of the first four is over.
+ENDS = {"tests": 0.4, "bench": 0.75, "step": 0.95, "sanitize": 1.0}
+# A kernel that never ends is to cost its operator's time only.
+MOST_S_PER_COMMAND = 150.0
 # What is no operator's: layers, models, hooks.
 REST = "the rest"
 # A process for each, which share the GPU: compiling takes longer than running.
-PROCESSES = 4
+PROCESSES = min(8, os.cpu_count() or 1)
 
 
 def files_of(operator: str) -> list[str]:
@@ -75,18 +82,55 @@ def passed(command: list[str], deadline: float, **environment: str) -> str:
     if left <= 0:
         return "out of time"
     print("$", " ".join(command), flush=True)
+    # A group of its own, as processes of a test that hangs would otherwise stay on the GPU.
+    run = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, start_new_session=True)
     try:
-        run = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, timeout=left)
+        code = run.wait(left)
     except subprocess.TimeoutExpired:
         return "out of time"
-    return "passed" if run.returncode in (0, no_tests) else "FAILED"
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    return "passed" if code in (0, no_tests) else "FAILED"
+
+
+def build_cuda() -> dict[str, str]:
+    """Build what is in CUDA C++; return what came out, nothing where there is no compiler."""
+    if rope_cuda.toolkit() is None:
+        return {}
+    try:
+        rope_cuda.build()
+    except subprocess.CalledProcessError:
+        # Of a toolkit too old for a chip, say: the Triton kernels are to be tested all the same.
+        return {"rope.cu": "FAILED"}
+    return {"rope.cu": "passed"}
+
+
+@cache
+def why_not_sanitized(sanitizer: str | None) -> str | None:
+    """Return why compute-sanitizer cannot check anything here, None where it can: it refuses some virtual machines."""
+    if sanitizer is None:
+        return "not installed"
+    probe = [sanitizer, "--error-exitcode", "1", sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"]
+    try:
+        ran = subprocess.run(probe, capture_output=True, text=True, timeout=MOST_S_PER_COMMAND)
+    except subprocess.TimeoutExpired:
+        return f"a single addition takes more than {MOST_S_PER_COMMAND:g} s under it"
+    if ran.returncode == 0:
+        return None
+    said = [line for line in ran.stdout.splitlines() if line.startswith("=========") and line.strip("= ")]
+    return f"does not run here: {said[-1].strip('= ') if said else f'exit code {ran.returncode}'}"
 
 
 def sanitize(operator: str, deadline: float) -> dict[str, str]:
     """Return what each tool says of an operator at nano size."""
+    if time.monotonic() >= deadline:
+        return dict.fromkeys(TOOLS, "out of time")
     sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        return {"compute-sanitizer": "not installed"}
+    why = why_not_sanitized(sanitizer)
+    if sanitizer is None or why is not None:
+        return {"compute-sanitizer": why or "not installed"}
     # Each tensor its own allocation, so that an address behind one is an address of none.
     apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = module_command("run", "--once", operator)
@@ -98,17 +142,23 @@ def stage_of_operators(
     stage: str, chosen: Sequence[str], out: Path, check: Callable[[str], dict[str, str]]
 ) -> dict[str, str]:
     """Run one stage operator by operator, recording after each; return the worst of each operator."""
-    lines, worst = ["| what | came out |", "|---|---|"], {}
+    lines, worst = ["| what | came out |", "|---|---|"], dict[str, str]()
     for operator in chosen:
         found = check(operator)
         lines += [f"| {operator}, {what} | {result} |" for what, result in found.items()]
-        results = set(found.values())
-        worst[operator] = next(
-            (each for each in ("FAILED", "out of time", "not installed") if each in results), "passed"
-        )
+        worst[operator] = min(found.values(), key=_from_worst, default="passed")
         record(out, stage if len(chosen) > 1 else f"{stage} {operator}", lines, {})
     print(*lines, sep="\n", flush=True)
     return worst
+
+
+def _from_worst(result: str) -> int:
+    order = ("FAILED", "out of time")
+    return order.index(result) if result in order else len(order) + (result == "passed")
+
+
+def _with_targets_first(chosen: Sequence[str]) -> list[str]:
+    return sorted(chosen, key=lambda operator: all(case.target is None for case in benchmark(operator).cases()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,29 +176,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NOT_RUN)
         return 0
     make_folder(parser, given.out)
-    deadline = time.monotonic() + given.budget_s
-    stages = [given.only] if given.only else list(STAGES[:4])
-    chosen = given.op or operators()
+    start = time.monotonic()
+    stages = [given.only] if given.only else list(ENDS)
+    chosen = given.op or _with_targets_first(operators())
     to_out = ("--out", str(given.out))
+
+    def end_of(stage: str) -> float:
+        return start + given.budget_s * (1.0 if given.only else ENDS[stage])
+
+    def soon(stage: str) -> float:
+        return min(end_of(stage), time.monotonic() + MOST_S_PER_COMMAND)
+
     results: dict[str, str] = {}
     if "tests" in stages:
-        if rope_cuda.toolkit() is not None:
-            rope_cuda.build()
         tested = [*chosen, *([] if given.op else [REST])]
+        results |= build_cuda() if "rope" in chosen else {}
         results |= stage_of_operators(
-            "tests", tested, given.out, lambda op: {"tests": passed(pytest_command(*files_of(op)), deadline)}
+            "tests", tested, given.out, lambda op: {"tests": passed(pytest_command(*files_of(op)), soon("tests"))}
         )
-    if "sanitize" in stages:
-        found = stage_of_operators("sanitize", chosen, given.out, lambda op: sanitize(op, deadline))
-        results |= {f"{op}, sanitized": result for op, result in found.items()}
     for operator in chosen if "bench" in stages else ():
         # Nothing is measured that computes something else.
         result = "its tests FAILED" if results.get(operator) == "FAILED" else ""
-        results[f"{operator}, bench"] = result or passed(module_command("run", *to_out, operator), deadline)
+        results[f"{operator}, bench"] = result or passed(module_command("run", *to_out, operator), soon("bench"))
     if "step" in stages and not given.op:
-        results["training step"] = passed(module_command("training_step", *to_out), deadline)
+        results["training step"] = passed(module_command("training_step", *to_out), end_of("step"))
+    if "sanitize" in stages:
+        found = stage_of_operators("sanitize", chosen, given.out, lambda op: sanitize(op, soon("sanitize")))
+        results |= {f"{op}, sanitized": result for op, result in found.items()}
     if "tune" in stages:
-        results["tune"] = passed(module_command("tune", *(given.op or ())), deadline)
+        results["tune"] = passed(module_command("tune", *(given.op or ())), end_of("tune"))
     for what, result in results.items():
         print(f"{what}: {result}")
     return 1 if any("FAILED" in result for result in results.values()) else 0

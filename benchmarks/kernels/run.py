@@ -49,10 +49,11 @@ def milliseconds(call: Callable[[], Any], repeats: int, device: torch.device) ->
     if device.type == "cpu":
         return [1e3 * _seconds(call) for _ in range(repeats)]
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
-    once = 0.0
-    for _ in range(WARM_UP):
+    # The first one compiles, and says nothing of how long a call takes.
+    once = MAX_S
+    for warm_up in range(WARM_UP):
         once = _seconds(lambda: (call(), torch.cuda.synchronize()))
-        if once > MAX_S:
+        if warm_up and once > MAX_S:
             break
     fit = int(MAX_S / max(once, 1e-6))
     times = []
@@ -75,7 +76,12 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def compare(case: Case, repeats: int, device: torch.device) -> Measured:
     """Measure ours and then its peers, each given back its memory before the next."""
-    runs = dict(case.runs(device))
+    try:
+        runs = dict(case.runs(device))
+    # Out of memory at the inputs, say: what was measured before it is to be kept.
+    except Exception as error:
+        text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return Measured([f"| {case.name} | inputs | FAILED: {text} | | | | | |"], {}, [f"{case.name}: {text}"])
     # Which needs a C++ compiler and half a minute on CPU, where nothing is learnt from it.
     labels = [label for label in runs if device.type != "cpu" or "torch.compile" not in label]
     medians: dict[str, float] = {}
@@ -143,8 +149,14 @@ def compare_kept(kept: Kept, device: torch.device) -> tuple[str, float]:
     return f"| {kept.name} | ours | | {figures} | | | ≤ {kept.at_most:g}x the minimum | {met} |", ratio
 
 
-def measure(operator: str, models: Sequence[str], repeats: int, device: torch.device) -> Measured:
-    """Measure an operator at the shapes of these models, printing each line when it is there."""
+def measure(
+    operator: str,
+    models: Sequence[str],
+    repeats: int,
+    device: torch.device,
+    keep: Callable[[Measured], object] = lambda found: None,
+) -> Measured:
+    """Measure an operator at the shapes of these models, printing each line when it is there; `keep` all that far."""
     take_kernels(device)
     module = benchmark(operator)
     missing = [f"| | {label} | not installed | | | | | |" for label in not_installed(operator)]
@@ -158,9 +170,14 @@ def measure(operator: str, models: Sequence[str], repeats: int, device: torch.de
         found.lines.extend(each.lines)
         found.ratios.update({f"{operator}: {name}": ratio for name, ratio in each.ratios.items()})
         found.failed.extend(f"{operator}, {line}" for line in each.failed)
+        keep(found)
     for kept in getattr(module, "kept", list)():
         if any(name in kept.name for name in models):
-            line, ratio = compare_kept(kept, device)
+            try:
+                line, ratio = compare_kept(kept, device)
+            except Exception as error:
+                found.failed.append(f"{operator}, {kept.name}: {type(error).__name__}: {error}")
+                continue
             print(line, flush=True)
             found.lines.append(line)
             found.ratios[f"{operator}: {kept.name}, of the minimum"] = ratio
@@ -212,9 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_folder(parser, given.out)
     failed = []
     for operator in chosen:
-        found = measure(operator, PUBLISHED, given.repeats, torch.device("cuda"))
+
+        def keep(found: Measured, section: str = f"benchmark {operator}") -> Path:
+            return record(given.out, section, found.lines, found.ratios)
+
+        found = measure(operator, PUBLISHED, given.repeats, torch.device("cuda"), keep)
         failed += found.failed
-        print(f"kept in {record(given.out, f'benchmark {operator}', found.lines, found.ratios)}", flush=True)
+        print(f"kept in {keep(found)}", flush=True)
     print(*(f"FAILED: {line}" for line in failed), sep="\n")
     return 1 if failed else 0
 

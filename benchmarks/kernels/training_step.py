@@ -238,11 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(given.side, V3, torch.device("cuda"))._asdict()))
         return 0
     make_folder(parser, given.out)
-    found = {side: in_a_process(side) for side in SIDES}
-    lines = [*HEADER, *lines_of(V3.tokens, found)]
-    print(*lines, sep="\n")
-    ratios = {name: ratio for name, (ratio, _) in ratios_of(found).items()}
-    print(f"kept in {record(given.out, 'training step', lines, ratios)}")
+    found: dict[str, Measured | str] = dict.fromkeys(SIDES, "not measured yet")
+    for side in SIDES:
+        found[side] = in_a_process(side)
+        # One side is something, where the time is over before the other.
+        lines = [*HEADER, *lines_of(V3.tokens, found)]
+        print(*lines, sep="\n")
+        ratios = {name: ratio for name, (ratio, _) in ratios_of(found).items()}
+        print(f"kept in {record(given.out, 'training step', lines, ratios)}", flush=True)
     return 1 if isinstance(found["ours"], str) else 0
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.kernels import gpu, results, run, training_step
-from benchmarks.kernels.case import MODELS, Case, Target, benchmark, not_installed, operators
+from benchmarks.kernels.case import MODELS, Case, Runs, Target, benchmark, not_installed, operators
 from benchmarks.kernels.training_step import Measured
 from seeklet.modeling.kernels import launch
 
@@ -153,6 +153,62 @@ def test_commands_end_with_the_budget(capfd: pytest.CaptureFixture[str]) -> None
     assert gpu.passed([gpu.sys.executable, "-c", "raise SystemExit(1)"], time.monotonic() + 60) == "FAILED"
 
 
+def test_nothing_of_a_command_outlives_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """Such as the processes of a test run, one of which waits for a kernel that never ends."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert gpu.passed([gpu.sys.executable, "-c", parent], time.monotonic() + 3) == "out of time"
+    process = int(capfd.readouterr().out.splitlines()[-1])
+    for _ in range(100):
+        if not _runs(process):
+            break
+        time.sleep(0.05)
+    assert not _runs(process)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_sanitizer_that_does_not_run_here_is_no_failure_of_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text("#!/bin/sh\necho ========= COMPUTE-SANITIZER\necho ========= Device not supported\nexit 1\n")
+    sanitizer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    why = {"compute-sanitizer": "does not run here: Device not supported"}
+    assert gpu.sanitize("rope", time.monotonic() + 60) == why
+    assert gpu.stage_of_operators("sanitize", ["rope"], tmp_path, lambda _: why) == {"rope": why["compute-sanitizer"]}
+    assert gpu.sanitize("rope", 0.0) == {"memcheck": "out of time", "racecheck": "out of time"}
+
+
+def test_cuda_sources_that_do_not_compile_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> None:
+        raise gpu.subprocess.CalledProcessError(1, "nvcc")
+
+    monkeypatch.setattr(gpu.rope_cuda, "toolkit", lambda: Path("/usr"))
+    monkeypatch.setattr(gpu.rope_cuda, "build", build)
+    assert gpu.build_cuda() == {"rope.cu": "FAILED"}
+
+
+def test_what_was_measured_is_kept_before_the_next_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(_: torch.device) -> Runs:
+        raise torch.OutOfMemoryError("no room")
+
+    cases = [case(lambda: None, lambda: None), case(int, int)._replace(name="backward, nano", runs=out_of_memory)]
+    monkeypatch.setattr(benchmark("swiglu"), "cases", lambda: cases)
+    seen: list[int] = []
+    found = run.measure("swiglu", ["nano"], 1, CPU, lambda found: seen.append(len(found.lines)))
+    assert seen == [4, 5] and found.lines[-1] == (
+        "| backward, nano | inputs | FAILED: OutOfMemoryError: no room | | | | | |"
+    )
+    assert found.failed == ["swiglu, backward, nano: OutOfMemoryError: no room"]
+
+
 def test_stages_are_kept_operator_by_operator(tmp_path: Path) -> None:
     def check(operator: str) -> dict[str, str]:
         if operator == "swiglu":
@@ -169,7 +225,7 @@ def test_stages_are_kept_operator_by_operator(tmp_path: Path) -> None:
     ("main", "arguments", "says"),
     [
         (gpu.main, ["--op", "ropes"], "no operator ropes; there are block_fp8"),
-        (gpu.main, ["--only", "all"], "'tests', 'sanitize', 'bench', 'step'"),
+        (gpu.main, ["--only", "all"], "'tests', 'bench', 'step', 'sanitize'"),
         (run.main, ["ropes"], "no benchmark of ropes"),
         (run.main, ["--repeats", "0"], "--repeats is 0; allowed: 1 or more"),
     ],
