@@ -14,8 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
+from seeklet.modeling.expert_slices import ExpertSlice
+
 from .data.prepare import Prepared, prepare
 from .evaluation.models import load_tokenizer, num_processes
+from .expert_parallel import cut_experts
 from .lora.attach import adapted_table, attach
 from .memory import Batch, Memory, measure_memory
 from .meta_model import build_meta_model
@@ -25,7 +28,7 @@ from .recipe import GrpoRecipe, Recipe, TopKRecipe, TrainingRecipe, as_yaml
 from .rewards import RewardSet
 from .steps import count_steps
 from .trainer_settings import Config, check_validation, complete, make_grpo_config, make_sft_config
-from .training_model import check_drafts, check_rollout, freeze_unreached, set_losses
+from .training_model import check_drafts, check_expert_parallel, check_rollout, freeze_unreached, set_losses
 
 
 def show_dry_run(recipe: Recipe, console: Console) -> None:
@@ -37,6 +40,7 @@ def show_dry_run(recipe: Recipe, console: Console) -> None:
     """
     config = make_sft_config(recipe, Path(recipe.output.dir))
     recipe = complete(recipe, config)
+    check_expert_parallel(recipe)
     # Before anything is printed: what is wrong with the recipe stands alone then.
     model = trained_model(recipe)
     check_drafts(model, recipe.evaluation.use_mtp, "evaluation.use_mtp")
@@ -141,8 +145,13 @@ def show_model(
     console.print(_describe_parameters(model))
     if recipe.adapter is not None:
         console.print(adapted_table(model))  # pyright: ignore[reportArgumentType] (attach has returned a PeftModel)
+    sharing = recipe.trainer.get("expert_parallel", 1)
+    if sharing > 1:
+        cut_experts(model, ExpertSlice(0, sharing))
     memory = measure_memory(model, OptimizerNames(config.optim).value, batch, teacher)
     console.rule("memory")
+    if sharing > 1:
+        console.print(f"{sharing} processes share the routed experts; of each one:")
     if num_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         console.print(f"FSDP shares weights, gradients and optimizer among {num_processes()} processes; of each one:")
         memory = memory.shared(num_processes())

@@ -1,11 +1,14 @@
 """Engines that several processes train with, as `accelerate launch` names them to each, and a process that is gone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from torch import distributed as dist
 
+# What they keep of a weight depends on that weight alone, so that experts can be shared out and put together again.
+_BY_WEIGHT = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 # gloo has no class of its own for it.
 _LOST = ("Connection closed by peer", "Connection reset by peer")
 
@@ -34,6 +37,30 @@ def find_engine_mistakes(quantization: str | None) -> Iterator[tuple[str, str]]:
     if uses_deepspeed() and find_spec("deepspeed") is None:
         advice = "pip install deepspeed, or start it with recipes/accelerate/fsdp2_8gpu.yaml"
         yield "trainer", f"accelerate was started with DeepSpeed, which is not installed; {advice}"
+
+
+def find_expert_parallel_mistakes(
+    trainer: Mapping[str, Any], quantization: str | None, device_map: str | None
+) -> Iterator[tuple[str, str]]:
+    """Yield the same of a `trainer` section whose processes are to share the routed experts."""
+    sharing = trainer.get("expert_parallel", 1)
+    if sharing == 1:
+        return
+    key, others = "trainer.expert_parallel", {"FSDP": uses_fsdp(), "DeepSpeed": uses_deepspeed()}
+    ddp = "start it with recipes/accelerate/ddp_8gpu.yaml or ddp_2x8gpu.yaml, or set it to 1"
+    for engine in (engine for engine, is_used in others.items() if is_used):
+        yield key, f"is {sharing}, and {engine} shares out the experts itself; {ddp}"
+    if quantization:
+        yield key, f"is {sharing}, and model.quantization is {quantization}, whose codes are not shared out; allowed: 1"
+    if device_map:
+        yield key, f"is {sharing}, and model.device_map: {device_map} leaves all to one process; leave one of them out"
+    if (name := str(trainer.get("optim", _BY_WEIGHT[0]))) not in _BY_WEIGHT:
+        yield key, f"is {sharing}, and trainer.optim is {name}; allowed with it: {', '.join(_BY_WEIGHT)}"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # A single process may read the recipe for a plan, or a dry run.
+    if processes > 1 and processes % sharing:
+        allowed = ", ".join(str(number) for number in range(1, processes + 1) if processes % number == 0)
+        yield key, f"is {sharing} with {processes} processes; allowed: a divisor of their number, {allowed}"
 
 
 def is_lost_process(error: BaseException) -> bool:

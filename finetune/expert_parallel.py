@@ -20,6 +20,7 @@ from seeklet.modeling.expert_slices import ExpertSlice, join_last
 from seeklet.modeling.fp8 import is_fused_experts
 from seeklet.modeling.moe import SeekletMoE
 
+from .errors import RecipeError
 from .lora.attach import DEFAULT
 from .lora.layers import ExpertsLora
 
@@ -40,6 +41,9 @@ class SharedExperts:
 
         Every process has to call this with the same model, before an optimizer or DDP sees it; `size` divides the
         number of processes and that of experts.
+
+        Raises:
+            RecipeError: nothing is trained but experts, which DDP refuses.
         """
         self._world, rank = dist.get_world_size(), dist.get_rank()
         # A group has to be made by all processes, those outside it too.
@@ -56,8 +60,13 @@ class SharedExperts:
         self.exchange = ExpertExchange(self._group, self._num_experts)
         for layer in layers:
             layer.exchange = self.exchange
-        self._kinds: dict[str, Kind] = {}
-        self._cut(model)
+        self._kinds = cut_experts(model, self.slice)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if all(name in self._kinds for name in trained):
+            raise RecipeError(
+                "adapter.targets reaches routed experts alone, and with trainer.expert_parallel something else has to "
+                "be trained, by all processes alike; add attention"
+            )
         self._names = {id(tensor): name for name, tensor in model.named_parameters() if name in self._kinds}
         # DistributedDataParallel looks for it on the model that it wraps.
         ignored: Any = list(self._kinds)
@@ -103,34 +112,15 @@ class SharedExperts:
 
     def own_optimizer_state(self, whole: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return what this process has of a state dict that `whole_optimizer_state` or one process has returned."""
-        return self._map_state(whole, optimizer, self._part)
+        return self._map_state(whole, optimizer, self._own)
 
     def own_factor(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         """Return what this process has of a tensor of an adapter, by its name in the adapter's file."""
         kinds: dict[str, Kind] = {key.replace(f".{DEFAULT}.", "."): kind for key, kind in self._kinds.items()}
-        return self._part(kinds[name], whole) if name in kinds else whole
+        return self._own(kinds[name], whole) if name in kinds else whole
 
-    def _cut(self, model: nn.Module) -> None:
-        for name, module in model.named_modules():
-            if is_fused_experts(module):
-                for key, tensor in module.state_dict(keep_vars=True).items():
-                    self._kinds[f"{name}.{key}"] = "experts"
-                    # Loading may have left out the others already.
-                    if tensor.shape[0] == self._num_experts:
-                        tensor.data = self._part("experts", tensor.data)
-            elif isinstance(module, ExpertsLora):
-                factors: list[tuple[Kind, nn.ModuleDict]] = [("lora_A", module.lora_A), ("lora_B", module.lora_B)]
-                for kind, layers in factors:
-                    for adapter, layer in layers.items():
-                        self._kinds[f"{name}.{kind}.{adapter}.weight"] = kind
-                        weight = layer.get_parameter("weight")
-                        weight.data = self._part(kind, weight.data)
-                module.num_experts = self._num_experts // self.slice.size
-
-    def _part(self, kind: Kind, whole: torch.Tensor) -> torch.Tensor:
-        part = self.slice.of_last(whole, self._num_experts) if kind == "lora_B" else self.slice.of(whole)
-        # A view would keep the whole in memory.
-        return part.clone()
+    def _own(self, kind: Kind, whole: torch.Tensor) -> torch.Tensor:
+        return _part(kind, whole, self.slice, self._num_experts)
 
     def _gather(self, kind: Kind, part: torch.Tensor) -> torch.Tensor:
         """Return the whole tensor on the CPU where `part` is the first process's; elsewhere `part`."""
@@ -167,3 +157,33 @@ class SharedExperts:
                 for key, value in values.items()
             }
         return {**state, "state": changed}
+
+
+def cut_experts(model: nn.Module, kept: ExpertSlice) -> dict[str, Kind]:
+    """Leave of the routed experts of `model`, and of what adapters add to them, this part; return what is cut by name.
+
+    Of the experts' own weights loading may have left out the others already.
+    """
+    kinds: dict[str, Kind] = {}
+    for name, module in model.named_modules():
+        if is_fused_experts(module):
+            num_experts: Any = module.num_experts
+            for key, tensor in module.state_dict(keep_vars=True).items():
+                kinds[f"{name}.{key}"] = "experts"
+                if tensor.shape[0] == num_experts:
+                    tensor.data = _part("experts", tensor.data, kept, num_experts)
+        elif isinstance(module, ExpertsLora):
+            factors: list[tuple[Kind, nn.ModuleDict]] = [("lora_A", module.lora_A), ("lora_B", module.lora_B)]
+            for kind, layers in factors:
+                for adapter, layer in layers.items():
+                    kinds[f"{name}.{kind}.{adapter}.weight"] = kind
+                    weight = layer.get_parameter("weight")
+                    weight.data = _part(kind, weight.data, kept, module.num_experts)
+            module.num_experts //= kept.size
+    return kinds
+
+
+def _part(kind: Kind, whole: torch.Tensor, kept: ExpertSlice, num_experts: int) -> torch.Tensor:
+    part = kept.of_last(whole, num_experts) if kind == "lora_B" else kept.of(whole)
+    # A view would keep the whole in memory.
+    return part.clone()

@@ -15,7 +15,10 @@ from .recipe import TrainingRecipe, as_yaml
 from .recipe.checks import CACHE
 
 # Of the trainer's settings, those that may change when a run goes on: they change no weight.
-FREE_TRAINER_SETTINGS = ("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size")
+FREE_TRAINER_SETTINGS = (
+    *("logging_", "save_", "report_to", "run_name", "dataloader_", "per_device_eval_batch_size"),
+    "expert_parallel",
+)
 # Sections by which a run that goes on would become another run.
 FIXED_SECTIONS = (
     "stage",

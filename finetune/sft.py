@@ -9,6 +9,8 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from seeklet.modeling.expert_slices import ExpertSlice
+
 from .data.prepare import Prepared, prepare
 from .data.template import served_template
 from .early_stopping import EarlyStopping
@@ -22,7 +24,7 @@ from .run import Run, running, without_bars
 from .run_folder import RunFolder
 from .sft_trainer import SeekletSFTTrainer
 from .trainer_settings import check_validation, complete, make_sft_config
-from .training_model import build_training_model, check_drafts, check_tokens, mtp_mode
+from .training_model import build_training_model, check_drafts, check_expert_parallel, check_tokens, mtp_mode
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         KeyboardInterrupt: after saying where the run can go on from.
     """
     config = make_sft_config(recipe, RunFolder.of(recipe).checkpoints)
+    check_expert_parallel(recipe, config.world_size)
     with running(complete(recipe, config), config, resume, console) as run:
         return _train(run)
 
@@ -77,7 +80,9 @@ def _train(run: Run[Recipe]) -> TrainResult:
     for line in prepared.report.lines():
         run.say(line)
     set_seed(run.config.seed)
-    model = build_training_model(recipe)
+    sharing = run.config.expert_parallel
+    experts = ExpertSlice(run.config.process_index % sharing, sharing) if sharing > 1 else None
+    model = build_training_model(recipe, experts)
     check_tokens(model, recipe.model, prepared.train)
     # Of `seeklet evaluate`, which is not to say so after hours of training.
     check_drafts(model, recipe.evaluation.use_mtp, "evaluation.use_mtp")

@@ -17,6 +17,7 @@ from trl import DistillationConfig, GRPOConfig, SFTConfig
 
 from .errors import RecipeError
 from .recipe import DistillRecipe, GrpoRecipe, Recipe, TopKRecipe, TrainingRecipe
+from .sft_config import SeekletSFTConfig
 
 Config = SFTConfig | GRPOConfig | DistillationConfig
 R = TypeVar("R", bound=TrainingRecipe)
@@ -78,13 +79,13 @@ DECISIVE_IN: dict[str, tuple[str, ...]] = {
 SAVE_TOTAL_LIMIT = 2
 
 
-def make_sft_config(recipe: Recipe, checkpoints: Path) -> SFTConfig:
+def make_sft_config(recipe: Recipe, checkpoints: Path) -> SeekletSFTConfig:
     """Return TRL's config of the run, whose checkpoints go to `checkpoints`.
 
     Raises:
         RecipeError: settings contradict each other, or this machine cannot do what they ask for.
     """
-    return _make(SFTConfig, recipe, checkpoints)
+    return _make(SeekletSFTConfig, recipe, checkpoints)
 
 
 def make_grpo_config(recipe: GrpoRecipe, checkpoints: Path) -> GRPOConfig:

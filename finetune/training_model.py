@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from seeklet.modeling import SeekletConfig, SeekletForCausalLM
+from seeklet.modeling.expert_slices import ExpertSlice, whole_sizes
 
 from .balance import moe_layer_indices
 from .errors import RecipeError
@@ -19,6 +20,7 @@ from .hub_reach import is_cache_all, say_not_found
 from .inner_model import find_inside
 from .lora.attach import attach
 from .losses import use_head_loss
+from .meta_model import load_config
 from .quantization import check_optimizer, quantized_by
 from .recipe import ModelSettings, MoeSettings, RolloutSettings, TrainingRecipe
 
@@ -29,17 +31,18 @@ ON_TEXTS = ("sft", "distill-topk")
 _CONFIG_FIELDS = ("mtp_loss_weight", "balance_loss_weight", "bias_update_speed")
 
 
-def build_training_model(recipe: TrainingRecipe) -> PreTrainedModel | PeftModel:
+def build_training_model(recipe: TrainingRecipe, experts: ExpertSlice | None = None) -> PreTrainedModel | PeftModel:
     """Return the recipe's model in training mode, on the CPU unless `model.device_map` places it.
 
-    New adapter weights are drawn from PyTorch's generator: seed it first.
+    New adapter weights are drawn from PyTorch's generator: seed it first. They are drawn for all experts, also where
+    only some `experts` are read.
 
     Raises:
         RecipeError: the model cannot be loaded or trained as the recipe says.
         CheckpointError: its files are damaged.
     """
     check_optimizer(str(recipe.trainer.get("optim", "")))
-    model = load_for_training(recipe.model)
+    model = load_for_training(recipe.model, experts)
     if recipe.stage in ON_TEXTS:
         model = use_head_loss(model)
     set_losses(model, recipe.moe)
@@ -54,8 +57,8 @@ def build_training_model(recipe: TrainingRecipe) -> PreTrainedModel | PeftModel:
     return trained.train()
 
 
-def load_for_training(settings: ModelSettings) -> PreTrainedModel:
-    """Return the model of a recipe, its weights in `settings.dtype`.
+def load_for_training(settings: ModelSettings, experts: ExpertSlice | None = None) -> PreTrainedModel:
+    """Return the model of a recipe, its weights in `settings.dtype`; of the routed experts those asked for, or all.
 
     Raises:
         RecipeError: there is no such model, or it cannot be loaded as the settings say.
@@ -75,6 +78,8 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
         options["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
         options["device_map"] = settings.device_map
+    if experts is not None:
+        options["expert_slice"] = experts
     try:
         if settings.fp8 == "keep":
             config = AutoConfig.from_pretrained(path, **source)
@@ -94,6 +99,37 @@ def load_for_training(settings: ModelSettings) -> PreTrainedModel:
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(f"model: {settings.path}: {_first_line(error)}") from error
+
+
+def check_expert_parallel(recipe: TrainingRecipe, processes: int | None = None) -> int:
+    """Return how many processes are to share the routed experts, after checking that the model has so many.
+
+    Args:
+        recipe: whose model's config is read, if there is something to share.
+        processes: of the run; None where it does not begin yet.
+
+    Raises:
+        RecipeError: the model has no routed experts, or they or the processes cannot be divided so.
+    """
+    sharing = recipe.trainer.get("expert_parallel", 1)
+    if sharing == 1:
+        return 1
+    config, said = load_config(recipe.model), f"trainer.expert_parallel is {sharing}"
+    if not isinstance(config, SeekletConfig):
+        raise RecipeError(
+            f"{said}, but {recipe.model.path} is a {config.model_type}; allowed: 1, except for mixtures of experts of "
+            "the DeepSeek-V3 architecture"
+        )
+    if config.first_k_dense_replace >= config.num_hidden_layers:
+        raise RecipeError(f"{said}, but {recipe.model.path} has no routed experts; allowed: 1")
+    experts = config.n_routed_experts
+    if experts % sharing or (processes or sharing) % sharing:
+        numbers = [number for number in range(1, experts + 1) if experts % number == 0]
+        allowed = ", ".join(str(n) for n in numbers if processes is None or processes % n == 0)
+        where = "" if processes is None else f" in {processes} process{'es' * (processes > 1)}"
+        advice = "" if processes != 1 else "; start it with accelerate launch, one process for each GPU"
+        raise RecipeError(f"{said}, for {experts} routed experts{where}; allowed: a divisor, {allowed}{advice}")
+    return sharing
 
 
 def set_losses(model: PreTrainedModel, settings: MoeSettings) -> None:
@@ -136,10 +172,16 @@ def _mtp_parameters(seeklet: SeekletForCausalLM) -> list[nn.Parameter]:
 
 def describe(model: nn.Module, recipe: TrainingRecipe) -> list[str]:
     """Return lines that say how much of the model is trained, and how."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    sizes = list(whole_sizes(model))
+    total = sum(size for _, size in sizes)
+    trained = sum(size for parameter, size in sizes if parameter.requires_grad)
     lines = [f"{trained:,} of {total:,} parameters trained ({trained / max(1, total):.2%})"]
     seeklet = find_seeklet(model)
+    if (sharing := recipe.trainer.get("expert_parallel", 1)) > 1 and seeklet is not None:
+        lines.append(
+            f"routed experts: {seeklet.config.n_routed_experts}, shared by {sharing} processes "
+            f"({seeklet.config.n_routed_experts // sharing} of each layer on each)"
+        )
     if seeklet is not None and seeklet.config.num_nextn_predict_layers:
         mode = mtp_mode(model, recipe.moe, recipe.stage)
         weight = f", weight {seeklet.config.mtp_loss_weight:g}" if mode != "off" else ""

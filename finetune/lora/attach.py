@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from seeklet.modeling import SeekletPreTrainedModel
+from seeklet.modeling.expert_slices import whole_sizes
 
 from ..adapter_settings import AdapterSettings
 from ..errors import AdapterError, RecipeError
@@ -131,7 +132,7 @@ def adapted_table(model: PeftModel, adapter_name: str = DEFAULT) -> Table:
     """Return `adapted` as a table, with the share of all parameters that is trained."""
     rows = adapted(model, adapter_name)
     trained = sum(row.parameters for row in rows)
-    share = trained / max(1, sum(parameter.numel() for parameter in model.parameters()))
+    share = trained / max(1, sum(size for _, size in whole_sizes(model)))
     table = Table(title=f"Adapter: {trained:,} trained parameters, {share:.2%} of all")
     for header in ("kind", "matrices", "rank", "trained parameters"):
         table.add_column(header, justify="left" if header == "kind" else "right")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..engines import find_engine_mistakes
+from ..engines import find_engine_mistakes, find_expert_parallel_mistakes
 from ..errors import DataError
 from .sections import ModelSettings, OutputSettings
 
@@ -55,7 +55,9 @@ def find_contradictions(recipe: "StageRecipe") -> Iterator[tuple[str, str]]:
 
 def _find_training_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
     yield from _find_adapter_contradictions(recipe)
-    yield from find_engine_mistakes(recipe.model.quantization)
+    model = recipe.model
+    yield from find_engine_mistakes(model.quantization)
+    yield from find_expert_parallel_mistakes(recipe.trainer, model.quantization, model.device_map)
     yield from _find_trainer_contradictions(recipe)
     if recipe.moe.mtp_loss == "off" and recipe.moe.mtp_loss_weight:
         yield "moe.mtp_loss_weight", "given, but moe.mtp_loss is off; leave one of them out"

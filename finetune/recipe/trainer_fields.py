@@ -15,7 +15,7 @@ from .yaml_text import Setting
 
 # Import path of the config class whose fields a stage's `trainer:` section takes.
 CONFIG_CLASSES = {
-    "sft": ("trl", "SFTConfig"),
+    "sft": ("seeklet.finetune.sft_config", "SeekletSFTConfig"),
     "grpo": ("trl", "GRPOConfig"),
     "distill": ("trl", "DistillationConfig"),
     "distill-topk": ("trl", "SFTConfig"),
@@ -147,6 +147,7 @@ class Narrowed(TypedDict, total=False):
     learning_rate: Annotated[float, ABOVE_ZERO]
     num_train_epochs: Annotated[float, Range(above=0, most=10**6)]
     max_steps: Literal[-1] | Annotated[int, _COUNT]
+    expert_parallel: Annotated[int, _COUNT]
     per_device_train_batch_size: Annotated[int, _COUNT]
     per_device_eval_batch_size: Annotated[int, _COUNT]
     gradient_accumulation_steps: Annotated[int, _COUNT]

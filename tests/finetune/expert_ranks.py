@@ -19,6 +19,7 @@ def join(folder: Path, world: int, rank: int, port: str, sharing: int, settings:
     enter(world, rank, port, per_node=1)
     found: dict[str, Any] = {}
     resumed: dict[bool, Path] = settings.pop("resumed", {})
+    recipe: Path | None = settings.pop("recipe", None)
     for adapts in (False, True) if resumed else (False,):
         # With what is computed again in the backward pass, tokens travel again.
         found["adapter" if adapts else "whole"] = run(
@@ -28,6 +29,11 @@ def join(folder: Path, world: int, rank: int, port: str, sharing: int, settings:
         name = f"{'adapter' if adapts else 'whole'} resumed"
         found[name] = run(folder, world, adapts, path, expert_parallel=sharing, **settings)
     check_exchange(rank, world)
+    if recipe is not None:
+        from seeklet.finetune.recipe import load_recipe
+        from seeklet.finetune.sft import train
+
+        train(load_recipe(recipe, [f"trainer.expert_parallel={sharing}"]))
     torch.save(found, folder / f"rank{rank}.pt")
 
 
