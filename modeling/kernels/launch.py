@@ -19,7 +19,7 @@ import torch
 # Types of devices that Triton kernels run on. Tests add "cpu" while they interpret.
 TRITON_DEVICES = frozenset({"cuda"})
 _takes_triton = True
-# Chips with 99 KiB of shared memory a program, and no more: the tilings of sm_80 fit there, those of later ones do not.
+# Chips with 99 KiB of shared memory a program: the tilings of sm_80 fit there, those of sm_90 and later ones do not.
 LITTLE_SHARED_MEMORY = frozenset({86, 89, 120, 121})
 
 
@@ -74,9 +74,12 @@ def num_multiprocessors(tensor: torch.Tensor) -> int:
 
 
 def capability(tensor: torch.Tensor) -> int:
-    """Return the compute capability that kernels are chosen for, as in `sm_90`: 90; also where they are interpreted."""
+    """Return the compute capability that kernels are chosen for, as in `sm_90`: 90; also where they are interpreted.
+
+    86 stands for all chips with little shared memory.
+    """
     if not tensor.is_cuda:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
     found = 10 * major + minor
-    return 80 if found in LITTLE_SHARED_MEMORY else found
+    return 86 if found in LITTLE_SHARED_MEMORY else found

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="needs triton, which does not come with eve
 import triton
 
 from seeklet.modeling.kernels import launch
+from seeklet.modeling.kernels.grouped_experts import tiling
 from seeklet.modeling.kernels.launch import Configuration
 from tests.kernels import ahead_of_time
 from tests.kernels.ahead_of_time import Compiled
@@ -65,13 +66,17 @@ def test_the_table_holds_what_there_is(operator: str) -> None:
     assert ahead_of_time.read_table(operator)["kernels"].keys() == found
 
 
-@pytest.mark.parametrize(("found", "taken"), [((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((12, 0), 80)])
+@pytest.mark.parametrize(("found", "taken"), [((8, 0), 80), ((8, 9), 86), ((9, 0), 90), ((10, 0), 100), ((12, 0), 86)])
 def test_chips_with_little_shared_memory_take_what_is_for_sm_80(
     found: tuple[int, int], taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
     on_gpu: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
     assert launch.capability(on_gpu) == taken
+    rows = [tiling.of_rows(kind, torch.bfloat16, 128, taken) for kind in ("gate_up", "rows", "activation")]
+    assert (rows == [tiling.of_rows(kind, torch.bfloat16, 128, 80) for kind in ("gate_up", "rows", "activation")]) == (
+        taken < 90
+    )
     assert launch.capability(torch.empty(0)) == 90
 
 

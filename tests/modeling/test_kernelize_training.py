@@ -7,7 +7,10 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton, which does not come with every build of torch")
 
+from seeklet.finetune.adapter_settings import AdapterSettings
+from seeklet.finetune.lora.attach import attach
 from seeklet.modeling import model as model_file
+from tests.kernels.precision import FLOOR, relative_error
 from tests.modeling.kernelized import assert_close, build, kernelized
 from tests.modeling.nano import draw_tokens, gradients, padding_mask
 
@@ -79,6 +82,34 @@ def test_dropout_of_attention_is_that_of_the_library() -> None:
     actual, launched = kernelized(model, run)
     assert launched["rms_norm.forward_kernel"] > 0 == launched["mla_attention.forward_kernel"]
     assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "LoRA"])
+def test_under_autocast_errs_no_more_than_the_reference(adapted: bool) -> None:
+    """Weights in fp32, products in bf16, gradients in fp32; all experts are chosen, so that rounding chooses none."""
+    model = build(n_routed_experts=4, num_experts_per_tok=4, n_group=1, topk_group=1)
+    if adapted:
+        model = attach(model, AdapterSettings(targets=("attention", "dense_mlp", "routed_experts"), rank=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    tokens = draw_tokens(1, 11)
+
+    def run(enabled: bool = True) -> dict[str, torch.Tensor]:
+        model.train().zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False, position_ids=POSITIONS).loss
+        loss.backward()
+        return {"loss": loss.detach(), **{name: grad.clone() for name, grad in gradients(model).items()}}
+
+    exact, expected = run(enabled=False), run()
+    actual, launched = kernelized(model, run)
+    assert launched["mla_attention.backward_key_kernel"] > 0 and launched["grouped_experts.rows_kernel"] > 0
+    assert actual.keys() == exact.keys()
+    for name, truth in exact.items():
+        assert actual[name].dtype == truth.dtype
+        error, allowed = (relative_error(each[name], truth) for each in (actual, expected))
+        assert error <= 2 * allowed + FLOOR[torch.bfloat16], name
 
 
 @pytest.mark.parametrize("inputs", [{}, {"position_ids": POSITIONS}], ids=["plain", "packed"])
