@@ -17,7 +17,8 @@ from .progress import training_progress
 from .prompts.prepare import as_dataset, as_text, prepare_prompts, set_template, with_columns
 from .reasoning import opens_reasoning
 from .recipe import GrpoRecipe
-from .rewards import RewardGuard, RewardSet
+from .rewards import RewardSet
+from .rewards.guards import RewardGuard
 from .run import Run, running, without_bars
 from .run_folder import RunFolder
 from .trainer_settings import check_validation, check_vllm, complete, make_grpo_config

@@ -38,6 +38,8 @@ def check_quantization(quantization: str) -> Quantization:
             f"quantization: {quantization} needs bitsandbytes, which is not installed; "
             'pip install "seeklet[quantization]"'
         )
+    # By one thread: the command line lets it be imported when it is first used, which Python 3.11 does not lock.
+    _functional()
     return cast(Quantization, quantization)
 
 

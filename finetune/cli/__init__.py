@@ -12,6 +12,8 @@ import sys
 from importlib import metadata
 from typing import Annotated, NamedTuple, NoReturn
 
+from .quiet_bitsandbytes import keep_bitsandbytes_quiet
+
 INSTALL_HINT = "pip install 'seeklet[train]'"
 
 try:
@@ -117,6 +119,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that knows ASCII only shows other characters as escapes, which beats a traceback.
             stream.reconfigure(errors="backslashreplace")
+    keep_bitsandbytes_quiet()
     try:
         build_app(arguments)(args=arguments, prog_name="seeklet")
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """Rewards: pure functions of a completion and its row, by plain name, and sets of them for reinforcement learning."""
 
 from .completion import Reward, Row
-from .guards import RewardGuard
 from .registry import KINDS, make_reward
 from .reward_set import RewardFunction, RewardSet, RewardSettings, Scored
 
@@ -9,7 +8,6 @@ __all__ = [
     "KINDS",
     "Reward",
     "RewardFunction",
-    "RewardGuard",
     "RewardSet",
     "RewardSettings",
     "Row",

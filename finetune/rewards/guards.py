@@ -1,4 +1,7 @@
-"""Warnings of what makes reinforcement learning idle: rewards all low or all high, groups all alike, no more choice."""
+"""Warnings of what makes reinforcement learning idle: rewards all low or all high, groups all alike, no more choice.
+
+Not among the names of the package: it imports transformers' trainer and with it PEFT, which a recipe is read without.
+"""
 
 import logging
 import math

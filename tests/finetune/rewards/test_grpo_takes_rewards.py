@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from seeklet.finetune.errors import TrainingError
-from seeklet.finetune.rewards import RewardGuard, RewardSet, RewardSettings
+from seeklet.finetune.rewards import RewardSet, RewardSettings
+from seeklet.finetune.rewards.guards import RewardGuard
 from tests.finetune.characters import EOS, VOCABULARY, build_tokenizer
 
 PLAIN = ["1+2", "3-4+5", "7", "8+8-1"]

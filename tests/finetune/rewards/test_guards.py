@@ -6,8 +6,9 @@ import math
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from seeklet.finetune.rewards import RewardGuard, RewardSet, RewardSettings
+from seeklet.finetune.rewards import RewardSet, RewardSettings
 from seeklet.finetune.rewards.guards import (
+    RewardGuard,
     entropy_finding,
     mean_reward_finding,
     no_number_finding,
