@@ -18,8 +18,6 @@ from tests.modeling.nano import draw_tokens, relative_error
 from tests.modeling.quantizable import SIZES
 from tests.modeling.tensors import load
 
-pytest.importorskip("bitsandbytes")
-
 MOE: dict[str, Any] = {name: size for name, size in SIZES.items() if name != "balance_loss_weight"}
 ADAPTER = {"targets": ["attention", "shared_experts", "routed_experts"], "rank": 2, "alpha": 8, "dropout": 0.1}
 NF4 = {"quantization": "nf4"}

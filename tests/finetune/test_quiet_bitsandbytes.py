@@ -4,10 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-pytest.importorskip("bitsandbytes")
-
 # On a CPU with AVX512-BF16 it asks and warns without the first of these lines.
 PROGRAM = """
 import seeklet_cli.quiet_bitsandbytes as quiet; quiet.keep_bitsandbytes_quiet()

@@ -46,8 +46,6 @@ def run_there(*arguments: str) -> tuple[int, str]:
 def test_two_steps(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: RunHere) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(file)
-    if recipe.model.quantization:
-        pytest.importorskip("bitsandbytes")
     model = build_checkpoint(recipe.model.path, tmp_path / "model", **QUANTIZABLE if recipe.model.quantization else {})
     if "DeepSeek-V3" in recipe.model.path:
         # As it is published.

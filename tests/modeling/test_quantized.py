@@ -13,8 +13,6 @@ from tests.modeling.nano import draw_tokens, relative_error
 from tests.modeling.quantizable import SIZES, dequantized, double, load_quantized, write_base
 from tests.modeling.tensors import load
 
-pytest.importorskip("bitsandbytes")
-
 # The NF4 values of QLoRA (arXiv:2305.14314, appendix E), to four digits.
 NF4 = (-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0)
 NF4 += (0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1)

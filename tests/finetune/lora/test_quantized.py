@@ -17,8 +17,6 @@ from tests.modeling.nano import relative_error
 from tests.modeling.quantizable import dequantized, double, load_quantized, write_base
 from tests.modeling.tensors import load
 
-pytest.importorskip("bitsandbytes")
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
