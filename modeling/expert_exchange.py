@@ -4,9 +4,11 @@ transformers has this, too (`DistributedConfig(ep_plan={…: "ep_dispatch_expert
 on and in what is sent. Theirs holds the experts as DTensors that its own loader fills and that FSDP2 trains; the
 streaming loader, DDP, block-fp8 and adapters of routed experts (whose low-rank terms its forward does not pass on)
 exclude it. It sends a row for each token and expert, and weighs them when they are back; here a token goes once to each
-process, as in the traffic that `finetune.plan` counts, with its weights, and one weighted sum comes back. The product
-goes through the experts module itself, hence through its kernel hook. Accelerate has no expert parallelism but
-Megatron's.
+process, with its weights, and one weighted sum comes back. The product goes through the experts module itself, hence
+through its kernel hook. Accelerate has no expert parallelism but Megatron's.
+
+Rows travel in the dtype of the product (bf16 mostly), and straight to each process: DeepSeek's own kernels send fp8,
+and to another node once, to be passed on over NVLink (report, section 3.2.2), which is what `finetune.plan` counts.
 """
 
 # T tokens, K experts a token, H hidden, E experts, R processes, P (process, token) pairs, N (token, expert) pairs

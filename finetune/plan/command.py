@@ -30,7 +30,12 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    expert_parallel: Annotated[int, typer.Option(help="GPUs that share one set of experts.")] = 1,
+    expert_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs that share one set of experts; by default trainer.expert_parallel.", show_default=False
+        ),
+    ] = None,
     efficiency: Annotated[
         float | None,
         typer.Option(help="Share of the bf16 peak that is reached; 0.40 if not given.", show_default=False),

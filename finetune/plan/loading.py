@@ -52,4 +52,5 @@ def plan_loading(request: Request, cluster: Cluster, model: nn.Module, weights_o
         waiting = (whole + count_bytes(trained) + states) // cluster.nodes
     else:
         waiting *= copies
-    return Loading(weights_of_gpu, copies * (whole + moving), waiting)
+    read = weights_of_gpu if request.layout == "ddp" else whole
+    return Loading(weights_of_gpu, copies * (read + moving), waiting)

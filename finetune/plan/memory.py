@@ -64,6 +64,15 @@ def plan_memory(request: Request, cluster: Cluster, model: nn.Module, activation
         weights, gradients, optimizer = weights // number, gradients // number, optimizer // number
         if request.offload:
             weights = gradients = optimizer = 0
+    elif request.expert_parallel > 1:
+        # Each GPU holds its part of the experts, and of what is added to them.
+        elsewhere = 1 - 1 / request.expert_parallel
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        experts = [tensor for name, tensor in tensors if ".experts." in name]
+        learning = [tensor for tensor in experts if tensor.requires_grad]
+        weights -= int(count_bytes(experts) * elsewhere)
+        gradients -= int(count_bytes(learning) * elsewhere)
+        optimizer -= int((count_optimizer_bytes(learning, request.optimizer) or 0) * elsewhere)
     elif request.layout == "layers":
         # Layers are the smallest piece that is laid out.
         layer = _largest_layer(model)

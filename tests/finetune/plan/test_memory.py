@@ -1,5 +1,6 @@
 """Predicted memory against what the allocator saw; all configurations are in benchmarks/bench_plan.py."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +9,12 @@ from torch import nn
 
 from seeklet.finetune.demo.nano import student_config, teacher_config
 from seeklet.finetune.memory import count_bytes
+from seeklet.finetune.plan.activations import Activations
 from seeklet.finetune.plan.check import ALL_TARGETS, Case, make_recipe, measure, predict
 from seeklet.finetune.plan.cluster import make_cluster
+from seeklet.finetune.plan.loading import plan_loading
 from seeklet.finetune.plan.measure import measure_peak
-from seeklet.finetune.plan.memory import predict_training_bytes
+from seeklet.finetune.plan.memory import plan_memory, predict_training_bytes
 from seeklet.finetune.plan.model_config import build_on_meta
 from seeklet.finetune.plan.request import make_request
 from seeklet.finetune.plan.trace import trace_step
@@ -105,3 +108,24 @@ def test_peak_counts_what_is_there_at_once():
         return torch.ones(1 << 20) + torch.ones(1 << 20)
 
     assert measure_peak(work) == 3 * (4 << 20)
+
+
+def test_shared_experts_by_hand(tmp_path):
+    """Of two GPUs each holds half of the experts and of their adapters, and all of the rest."""
+    recipe = make_recipe(Case("LoRA", 1, 64, ALL_TARGETS), small_config(), tmp_path)
+    recipe = replace(recipe, trainer={**recipe.trainer, "expert_parallel": 2})
+    cluster, activations = make_cluster("h200", 2), Activations(0, 0, 0, 0, 1, 1)
+    request = make_request(recipe, cluster)
+    assert (request.layout, request.expert_parallel) == ("ddp", 2)
+    model = request.build()
+    memory = plan_memory(request, cluster, model, activations)
+    whole = plan_memory(request.with_changes(expert_parallel=1), cluster, model, activations)
+    # Gate, up and down projections of 4 experts, and of rank 8 what is added to the two tensors that hold them.
+    weights = 3 * 4 * 64 * 64
+    factors = 4 * 8 * (64 + 2 * 64 + 64 + 64)
+    assert whole.weights - memory.weights == 4 * (weights + factors) // 2
+    assert whole.gradients - memory.gradients == 4 * factors // 2
+    assert whole.optimizer - memory.optimizer == 8 * factors // 2
+    hosts = [plan_loading(request, cluster, model, each.weights).host for each in (whole, memory)]
+    # Two processes read on one node.
+    assert hosts[0] - hosts[1] == 2 * (whole.weights - memory.weights)
