@@ -3,7 +3,8 @@
     python -m benchmarks.kernels.gpu [--only tests|bench|step|sanitize|tune] [--op NAME ...] [--budget-s 570]
 
 In this order, operator by operator, each written to the results when it is done, so that a run cut short loses nothing:
-1. tests: those that need a GPU. Kernels in CUDA C++ are built first, where there is an nvcc.
+1. tests: those that need a GPU, all at once, and what failed again by itself: a kernel that breaks its process takes
+   others' tests along. Kernels in CUDA C++ are built first, where there is an nvcc.
 2. bench: each operator beside its peers, unless its tests failed. 3. step: a whole fine-tuning step beside stock's.
 4. sanitize: each operator once at nano size under compute-sanitizer, where that runs: memcheck for addresses,
    racecheck for shared memory.
@@ -19,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -27,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels import rope_cuda
+from benchmarks.kernels import outcomes, rope_cuda
 from benchmarks.kernels.case import benchmark, operators
 from benchmarks.kernels.results import record
 from benchmarks.kernels.run import NOT_RUN
@@ -43,6 +45,7 @@ ENDS = {"tests": 0.4, "bench": 0.75, "step": 0.95, "sanitize": 1.0}
 MOST_S_PER_COMMAND = 150.0
 # What is no operator's: layers, models, hooks.
 REST = "the rest"
+KEPT_GOING = ("-p", "no:cacheprovider", "--continue-on-collection-errors")
 # A process for each, which share the GPU: compiling takes longer than running.
 PROCESSES = min(8, os.cpu_count() or 1)
 
@@ -67,7 +70,21 @@ def _operator_of(file: Path, known: Sequence[str]) -> str | None:
 def pytest_command(*paths: str) -> list[str]:
     """Return the command that runs what needs a GPU in these files or folders."""
     parallel = ["--numprocesses", str(PROCESSES)] if find_spec("xdist") else []
-    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *parallel, *paths]
+    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *KEPT_GOING, *parallel, *paths]
+
+
+def test(chosen: Sequence[str], deadline: float) -> dict[str, str]:
+    """Return what came of the tests of each of these operators, and of `REST` if it is among them."""
+    group_of = {file: each for each in chosen for file in files_of(each)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outcomes"
+        writer = ["-p", "benchmarks.kernels.outcomes", "--outcomes", str(file)]
+        ended = passed(pytest_command(*writer, *group_of), deadline)
+        found = outcomes.read(file, lambda path: group_of.get(path, REST if REST in chosen else None))
+    if ended == "FAILED" and not any("failed" in each for each in found.values()):
+        # It came to nothing: that no one fails is no news of anyone.
+        return dict.fromkeys(chosen, ended)
+    return {each: "FAILED" if "failed" in found.get(each, ()) else ended.replace("FAILED", "passed") for each in chosen}
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
@@ -189,11 +206,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     results: dict[str, str] = {}
     if "tests" in stages:
-        tested = [*chosen, *([] if given.op else [REST])]
         results |= build_cuda() if "rope" in chosen else {}
-        results |= stage_of_operators(
-            "tests", tested, given.out, lambda op: {"tests": passed(pytest_command(*files_of(op)), soon("tests"))}
-        )
+        at_once = test([*chosen, *([] if given.op else [REST])], end_of("tests"))
+
+        def alone(operator: str) -> dict[str, str]:
+            if at_once[operator] != "FAILED":
+                return {"tests": at_once[operator]}
+            again = passed(pytest_command(*files_of(operator)), soon("tests"))
+            return {"tests": "FAILED" if again == "out of time" else again}
+
+        results |= stage_of_operators("tests", list(at_once), given.out, alone)
     for operator in chosen if "bench" in stages else ():
         # Nothing is measured that computes something else.
         result = "its tests FAILED" if results.get(operator) == "FAILED" else ""

@@ -8,9 +8,9 @@ def test_...(device: str) -> None:
         ...  # operators take their Triton kernels for tensors on `device`
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
 import pytest
@@ -22,13 +22,20 @@ from tests.kernels.precision import FLOOR, outputs_and_gradients, relative_error
 DEVICES = [pytest.param("cpu", id="interpreted"), pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def kernels_on(device: str) -> AbstractContextManager[Any]:
-    """Return the context in which operators take their Triton kernels for tensors on this device."""
-    if device == "cuda":
-        return mock.patch.object(launch, "_takes_triton", True)
-    from tests.kernels.interpreter import interpreted
+@contextlib.contextmanager
+def kernels_on(device: str) -> Iterator[Counter[str] | None]:
+    """Let operators take their Triton kernels for tensors on this device.
 
-    return interpreted()
+    What comes with it counts the launches of each kernel where they are interpreted, and is None on a GPU.
+    """
+    if device == "cuda":
+        with mock.patch.object(launch, "_takes_triton", True):
+            yield None
+    else:
+        from tests.kernels.interpreter import interpreted
+
+        with interpreted() as launched:
+            yield launched
 
 
 def assert_kernel_as_precise_as(

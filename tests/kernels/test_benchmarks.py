@@ -14,6 +14,7 @@ from benchmarks.kernels.training_step import Measured
 from seeklet.modeling.kernels import launch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def case(ours: Callable[[], object], peer: Callable[[], object], target: Target | None = None) -> Case:
@@ -151,6 +152,39 @@ def test_commands_end_with_the_budget(capfd: pytest.CaptureFixture[str]) -> None
     assert gpu.passed(sleep, start) == "out of time"
     assert gpu.passed([gpu.sys.executable, "-c", "raise SystemExit(5)"], time.monotonic() + 60) == "passed"
     assert gpu.passed([gpu.sys.executable, "-c", "raise SystemExit(1)"], time.monotonic() + 60) == "FAILED"
+
+
+@pytest.mark.parametrize("budget_s", [60.0, 0.0])
+def test_tests_run_at_once_and_are_told_by_operator(
+    budget_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files in which one test fails, one that cannot be read, one without a test for a GPU."""
+    texts = {
+        "test_rope": "import pytest\n@pytest.mark.gpu\ndef test_a(): pass\n",
+        "test_rope_kernel": "import pytest\n@pytest.mark.gpu\ndef test_b(): assert False\n",
+        "test_router": "import pytest\n@pytest.mark.gpu\ndef test_c(): pass\n",
+        "test_swiglu": "import no_such_module\n",
+        "test_layers": "def test_d(): assert False\n",
+    }
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    files = {
+        "rope": ["test_rope.py", "test_rope_kernel.py"],
+        "router": ["test_router.py"],
+        "swiglu": ["test_swiglu.py"],
+    }
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "files_of", lambda each: files.get(each, ["test_layers.py"]))
+    monkeypatch.setattr(gpu, "pytest_command", lambda *given: [
+        gpu.sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--continue-on-collection-errors", *given
+    ])  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    found = gpu.test(["rope", "router", "swiglu", gpu.REST], time.monotonic() + budget_s)
+    if not budget_s:
+        assert set(found.values()) == {"out of time"}
+        return
+    assert found == {"rope": "FAILED", "router": "passed", "swiglu": "FAILED", gpu.REST: "passed"}
 
 
 def test_nothing_of_a_command_outlives_it(capfd: pytest.CaptureFixture[str]) -> None:
