@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import expand_device_map
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from .blockwise import Quantization
@@ -39,13 +40,15 @@ def load_quantized(
     reads = [read for read in plan.reads if read.slot.key in keys]
     files = [tensor.file for read in reads for tensor in (read.source, read.scale) if tensor is not None]
     copier = Copier()
-    with Reader(files) as reader, ThreadPoolExecutor(NUM_THREADS) as pool:
+    bar = logging.tqdm(total=len(reads), desc=f"Quantising weights to {quantization}")
+    with Reader(files) as reader, ThreadPoolExecutor(NUM_THREADS) as pool, bar:
 
         def run(read: Read) -> None:
             matrix = torch.empty(read.slot.shape, dtype=dtypes[read.slot.key], device=devices[read.slot.key])
             copier.copy(reader, read, matrix)
             path, _, key = read.slot.key.rpartition(".")
             put(cast(QuantizedLinear | QuantizedExperts, model.get_submodule(path)), key, read.slot.index, matrix)
+            bar.update()
 
         for _ in pool.map(run, reads):
             pass
