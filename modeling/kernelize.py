@@ -31,7 +31,10 @@ class InTree(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one kind of layer runs: `kernel` names what replaced its forward, None for its own; `why` says why."""
+    """What one kind of layer runs: `kernel` names what replaced its forward, None for its own; `why` says why.
+
+    Where the model's settings leave the layer out, `why` says that, too.
+    """
 
     layer: str
     count: int
@@ -111,7 +114,10 @@ def kernelize(
         launch.take_triton(True)
     names = {hook: _name(theirs.get(hook)) for hook in counts}
     table = KernelTable(
-        Row(hook, counts[hook], names[hook] if why is None else None, why or "") for hook, why in sorted(whys.items())
+        Row(hook, counts[hook], names[hook], _left_out(model, hook, chosen))
+        if why is None
+        else Row(hook, counts[hook], None, why)
+        for hook, why in sorted(whys.items())
     )
     if not quiet:
         print(table)
@@ -163,6 +169,19 @@ def _why_not(hook: str, kind: str, mode: Any, mapping: Mapping[str, Any]) -> str
     if Mode.TRAINING in mode and not layer.has_backward:
         return "the kernel has no backward pass; kernelize for inference takes it"
     return None
+
+
+def _left_out(model: nn.Module, hook: str, mode: Any) -> str:
+    """Return which setting of the model keeps a layer's kernel from being called; nothing where none does."""
+    attention: Any = next((each for each in model.modules() if hasattr(type(each), "attends_by_kernel")), None)
+    if attention is None or hook not in ("SeekletMLAAttention", "SeekletMLADecode"):
+        return ""
+    implementation = attention.config._attn_implementation
+    if implementation == "eager" or (implementation != "sdpa" and hook == "SeekletMLAAttention"):
+        return f"not called with attn_implementation={implementation!r}; 'sdpa' calls it"
+    if Mode.TRAINING in mode and attention.attention_dropout > 0:
+        return f"not called in training with attention_dropout={attention.attention_dropout}"
+    return ""
 
 
 def _name(theirs: Mapping[Any, Any] | None) -> str:

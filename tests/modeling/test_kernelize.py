@@ -151,6 +151,31 @@ def test_a_gpu_that_is_not_there_or_too_old_is_told(monkeypatch: pytest.MonkeyPa
     assert why() == "the kernel needs compute capability 8.0; this GPU has 7.5"
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode", "says"),
+    [
+        ({}, "training", ("", "")),
+        ({"attn_implementation": "eager"}, "inference", ("not called with attn_implementation='eager'",) * 2),
+        ({"attention_dropout": 0.1}, "training", ("not called in training with attention_dropout=0.1",) * 2),
+        ({"attention_dropout": 0.1}, "inference", ("", "")),
+    ],
+)
+def test_the_table_tells_which_settings_leave_a_kernel_out(
+    settings: dict[str, Any], mode: Any, says: tuple[str, str]
+) -> None:
+    implementation = settings.pop("attn_implementation", "sdpa")
+    model = build_ours(**settings)
+    model.set_attn_implementation(implementation)
+    with interpreted() as launched:
+        rows = {row.layer: row for row in seeklet.kernelize(model, mode, quiet=True)}
+        run = step if mode == "training" else answer
+        run(model, draw_tokens(1, 5))
+    called = launched["mla_attention.forward_kernel"], launched["mla_decode.split_kernel"]
+    for layer, text, calls in zip(("SeekletMLAAttention", "SeekletMLADecode"), says, called, strict=True):
+        assert rows[layer].kernel == "fused (Triton)" and rows[layer].why.partition(";")[0] == text
+        assert not (text and calls)
+
+
 def test_kernels_that_are_not_deterministic_are_left_out_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "NOT_DETERMINISTIC", frozenset({"SeekletRMSNorm"}))
     model = build_ours()
