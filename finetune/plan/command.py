@@ -66,7 +66,7 @@ def plan(
 
         seeklet plan recipes/distill_qwen2.5-7b_r1-traces_8xh200.yaml --num-gpus 8 --tokens 4e9 --plot memory.png
 
-        seeklet plan recipes/sft_deepseek-v3_chat_2x8xh200.yaml --num-gpus 16 --expert-parallel 16 --json
+        seeklet plan recipes/sft_deepseek-v3_chat_2x8xh200.yaml --num-gpus 16 --json
 
         seeklet plan --study --out runs/plan_study
     """

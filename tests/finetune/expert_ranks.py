@@ -59,33 +59,41 @@ def check_exchange(rank: int, world: int) -> None:
 
     everyone: Any = dist.group.WORLD
     exchange, own = ExpertExchange(everyone, EXPERTS, processes_per_node=1), ExpertSlice(rank, world)
-    # In the second case the last process has none of the experts that are chosen.
-    for seed, chosen, fused in ((0, EXPERTS, False), (1, max(TOP_K, EXPERTS // world), False), (2, EXPERTS, True)):
-        generator = torch.Generator().manual_seed(seed)
-        whole, part = _experts(generator), _experts(generator)
-        for name, weight in part.named_parameters():
-            weight.data = own.of(whole.get_parameter(name).data).clone()
-        if fused:
+    for kind, tolerance in (("plain", 1e-12), ("idle", 1e-12), ("kernels", 1e-12), ("autocast", 2e-2), ("fp8", 1e-5)):
+        generator = torch.Generator().manual_seed(0)
+        whole, part = _experts(kind, generator), _experts(kind, generator)
+        for name, tensor in part.state_dict(keep_vars=True).items():
+            tensor.data = own.of(whole.state_dict()[name]).clone()
+        if kind == "kernels":
             kernelize(part, "training", quiet=True)
+        # Where it is to be idle, the last process has none of the experts that are chosen.
+        chosen, dtype = max(TOP_K, EXPERTS // world) if kind == "idle" else EXPERTS, whole.down_proj.dtype
+        dtype = torch.float32 if dtype == torch.float8_e4m3fn else dtype
         # Each process has another number of tokens; an expert's gradient is of those of all.
-        batches = [_draw(5 + 2 * index, chosen, generator) for index in range(world)]
-        expected = [_pass(whole, *batch) for batch in batches][rank]
-        # As gradient checkpointing does it.
-        actual = _pass(partial(checkpoint, exchange, part, use_reentrant=False), *batches[rank])
-        expected += [own.of(_gradient(weight)) for weight in whole.parameters()]
-        actual += [_gradient(weight) for weight in part.parameters()]
+        batches = [_draw(5 + 2 * index, chosen, generator, dtype) for index in range(world)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            expected = [_pass(whole, *batch) for batch in batches][rank]
+            # As gradient checkpointing does it.
+            actual = _pass(partial(checkpoint, exchange, part, use_reentrant=False), *batches[rank])
+        expected += [own.of(_gradient(weight)) for weight in whole.parameters() if weight.requires_grad]
+        actual += [_gradient(weight) for weight in part.parameters() if weight.requires_grad]
         for index, (here, there) in enumerate(zip(actual, expected, strict=True)):
-            assert relative_error(here, there) < 1e-12, (seed, index)
+            assert here.dtype == there.dtype and relative_error(here, there) < tolerance, (kind, index)
 
 
-def _experts(generator: torch.Generator) -> Any:
+def _experts(kind: str, generator: torch.Generator) -> Any:
     from seeklet.modeling import SeekletConfig
+    from seeklet.modeling.fp8 import Fp8Experts
     from seeklet.modeling.moe import SeekletExperts
     from tests.modeling.nano import SIZES
 
-    experts = SeekletExperts(SeekletConfig(**SIZES)).double()
-    for weight in experts.parameters():
-        weight.data = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    if kind == "fp8":
+        experts: Any = Fp8Experts(EXPERTS, SIZES["hidden_size"], SIZES["moe_intermediate_size"])
+    else:
+        experts = SeekletExperts(SeekletConfig(**SIZES)).to(torch.float32 if kind == "autocast" else torch.float64)
+    for tensor in experts.state_dict(keep_vars=True).values():
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        tensor.data = drawn.to(tensor.dtype) if kind != "autocast" else drawn.mul_(0.2).to(tensor.dtype)
     return experts
 
 
@@ -95,7 +103,7 @@ def _pass(
     """Return the output, and the gradients of tokens and weights."""
     x, weights = x.clone().requires_grad_(), weights.clone().requires_grad_()
     output = compute(x, choice, weights)
-    output.backward(grad)
+    output.backward(grad.to(output.dtype))
     return [output.detach(), _gradient(x), _gradient(weights)]
 
 
@@ -104,10 +112,10 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.grad
 
 
-def _draw(tokens: int, experts: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _draw(tokens: int, experts: int, generator: torch.Generator, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Return tokens (T, H), a choice (T, K) among the first `experts`, weights (T, K) and a gradient (T, H)."""
     from tests.modeling.nano import SIZES
 
-    x, grad = (torch.randn(tokens, SIZES["hidden_size"], generator=generator, dtype=torch.float64) for _ in range(2))
+    x, grad = (torch.randn(tokens, SIZES["hidden_size"], generator=generator, dtype=dtype) for _ in range(2))
     choice = torch.rand(tokens, experts, generator=generator).argsort(1)[:, :TOP_K]
-    return x, choice, torch.rand(tokens, TOP_K, generator=generator, dtype=torch.float64), grad
+    return x, choice, torch.rand(tokens, TOP_K, generator=generator, dtype=dtype), grad

@@ -15,7 +15,7 @@ from seeklet.modeling.checkpoint_load import Copier
 from seeklet.modeling.checkpoint_names import expert_number
 from seeklet.modeling.expert_slices import ExpertSlice, whole_sizes
 from tests.finetune import expert_ranks, world_ranks
-from tests.finetune.sft_runs import MODEL, start_process, write_recipe
+from tests.finetune.sft_runs import MODEL, plain_entries, start_process, write_recipe
 from tests.modeling.fp8_checkpoint import ODD, write_fp8
 from tests.modeling.nano import SIZES, build_ours, relative_error
 from tests.modeling.tensors import assert_same, load, read
@@ -104,6 +104,8 @@ def test_two_processes_share_experts_and_train_as_one(tmp_path: Path) -> None:
     assert "- routed experts: 4, shared by 2 processes (2 of each layer on each)" in shown[0]
     (trained,) = [line for line in shown[1] if "parameters trained" in line]
     assert trained in shown[0]
+    held_out = [[e["eval_loss"] for e in plain_entries(run / "metrics.jsonl") if "eval_loss" in e] for run in runs]
+    assert len(held_out[0]) == 1 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
 
 
 def write_adapter_recipe(folder: Path, accumulation: int) -> Path:
@@ -111,7 +113,7 @@ def write_adapter_recipe(folder: Path, accumulation: int) -> Path:
     steps = {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
     adapter = {"targets": ["attention", "shared_experts", "routed_experts", "mtp"], "rank": 2, "alpha": 4}
     sizes = {"attention_dropout": 0.0}
-    return write_recipe(folder, sizes=sizes, adapter=adapter, trainer={**steps, "eval_strategy": "no"})
+    return write_recipe(folder, sizes=sizes, adapter=adapter, trainer={**steps, "per_device_eval_batch_size": 1})
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ HERE = (
     "trainer.max_steps=2",
     "trainer.per_device_train_batch_size=2",
     "trainer.gradient_accumulation_steps=1",
+    # What several processes share, one holds.
+    "trainer.expert_parallel=1",
     # Two steps of a learning rate that begins at 0 would be one.
     "trainer.warmup_steps=0",
     "trainer.logging_steps=1",

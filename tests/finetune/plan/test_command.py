@@ -12,7 +12,7 @@ from seeklet.finetune.errors import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 V3 = str(RECIPES / "sft_deepseek-v3_chat_8xh200.yaml")
-V3_FSDP = str(RECIPES / "sft_deepseek-v3_chat_2x8xh200.yaml")
+V3_TWO = str(RECIPES / "sft_deepseek-v3_chat_2x8xh200.yaml")
 
 
 def run(*arguments: str):
@@ -55,9 +55,12 @@ def test_plan_as_json_and_png(recipe, tmp_path):
         ((V3, "--num-gpus", "16"), "model.device_map: auto reaches the GPUs of one node, and here are 2"),
         ((V3, "--num-gpus", "8", "--layout", "fsdp"), "which --layout fsdp excludes"),
         ((V3, "--num-gpus", "8", "--layout", "zero"), "allowed: single, layers, fsdp, ddp"),
-        ((V3_FSDP, "--num-gpus", "24", "--expert-parallel", "24"), "24 for 256 experts on 24 GPUs; allowed: divisors"),
-        ((V3_FSDP, "--num-gpus", "16", "model.path=nobody"), "nobody"),
-        ((V3_FSDP, "--num-gpus", "16", "trainer.optim=adafactor"), "trainer.optim is adafactor"),
+        (
+            (V3_TWO, "--num-gpus", "24", "--expert-parallel", "24"),
+            "24 for 256 experts on 24 GPUs; allowed: divisors",
+        ),
+        ((V3_TWO, "--num-gpus", "16", "model.path=nobody"), "nobody"),
+        ((V3_TWO, "--num-gpus", "16", "trainer.optim=adafactor"), "trainer.optim is adafactor"),
         ((V3, "--efficiency", "1.5"), "--efficiency is 1.5; allowed"),
         ((), "a recipe is missing"),
     ],
