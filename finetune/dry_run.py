@@ -28,7 +28,14 @@ from .recipe import GrpoRecipe, Recipe, TopKRecipe, TrainingRecipe, as_yaml
 from .rewards import RewardSet
 from .steps import count_steps
 from .trainer_settings import Config, check_validation, complete, make_grpo_config, make_sft_config
-from .training_model import check_drafts, check_expert_parallel, check_rollout, freeze_unreached, set_losses
+from .training_model import (
+    check_drafts,
+    check_expert_parallel,
+    check_merge,
+    check_rollout,
+    freeze_unreached,
+    set_losses,
+)
 
 
 def show_dry_run(recipe: Recipe, console: Console) -> None:
@@ -123,6 +130,7 @@ def trained_model(recipe: TrainingRecipe) -> nn.Module:
     if recipe.adapter is not None:
         model = attach(model, recipe.adapter)
     freeze_unreached(model, recipe.moe, recipe.stage)
+    check_merge(model, recipe)
     return model
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .atomic_files import write_text
 from .card import RunFacts, make_card
 from .lora.merge import merge_adapter
@@ -50,13 +52,14 @@ def finish(
     plots = draw(entries, folder.plots) if recipe.output.plots else {}
     merged = None
     if recipe.output.merge:
-        merged = folder.merged
+        merged, dtype = folder.merged, recipe.output.merge_dtype
         merge_adapter(
             trained,
             merged,
             _base(recipe),
+            dtype=None if dtype in ("auto", "fp8") else getattr(torch, dtype),
             # Weights that were kept in block-fp8 stay in it, and what they take of disk and memory.
-            fp8=recipe.model.fp8 == "keep",
+            fp8=dtype == "fp8" or (dtype == "auto" and recipe.model.fp8 == "keep"),
             overwrite=True,
             revision=recipe.model.revision,
             max_shard_gb=recipe.output.max_shard_gb,

@@ -53,6 +53,7 @@ def build_training_model(recipe: TrainingRecipe, experts: ExpertSlice | None = N
             # Whoever merges the adapter later must take the same weights.
             config.revision = recipe.model.revision
     freeze_unreached(trained, recipe.moe, recipe.stage)
+    check_merge(trained, recipe)
     _check_fp16(trained, recipe)
     return trained.train()
 
@@ -253,6 +254,19 @@ def freeze_unreached(model: nn.Module, settings: MoeSettings, stage: str = "sft"
     if mode == "off":
         for parameter in trained:
             parameter.requires_grad_(False)
+
+
+def check_merge(model: nn.Module, recipe: TrainingRecipe) -> None:
+    """Check that the adapter can be merged into the model as the recipe says.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if recipe.output.merge_dtype == "fp8" and find_seeklet(model) is None:
+        raise RecipeError(
+            f"output.merge_dtype is fp8, but {recipe.model.path} is not of the DeepSeek-V3 architecture; allowed: "
+            "auto, float32, bfloat16, float16"
+        )
 
 
 def check_tokens(model: nn.Module, settings: ModelSettings, rows: Dataset) -> None:

@@ -55,6 +55,7 @@ def find_contradictions(recipe: "StageRecipe") -> Iterator[tuple[str, str]]:
 
 def _find_training_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:
     yield from _find_adapter_contradictions(recipe)
+    yield from _find_output_contradictions(recipe.output)
     model = recipe.model
     yield from find_engine_mistakes(model.quantization)
     yield from find_expert_parallel_mistakes(recipe.trainer, model.quantization, model.device_map)
@@ -137,6 +138,11 @@ def _find_adapter_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str
         yield "model.fp8", "keep freezes the weights, and without an adapter nothing is left to train; add one"
     if recipe.output.merge:
         yield "output.merge", "there is no adapter to merge; without one the whole model is saved anyway"
+
+
+def _find_output_contradictions(output: OutputSettings) -> Iterator[tuple[str, str]]:
+    if output.merge_dtype != "auto" and not output.merge:
+        yield "output.merge_dtype", f"{output.merge_dtype} has no effect without output.merge: true"
 
 
 def _find_trainer_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str, str]]:

@@ -97,6 +97,10 @@ class OutputSettings(FolderSettings):
 
     merge: bool = False
     """Whether the adapter is merged into the model, and the whole saved too, when training is done."""
+    merge_dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = "auto"
+    """What merged weights are written in; auto takes the base's, and bfloat16 for a block-fp8 base unless `model.fp8`
+    keeps it. fp8 is DeepSeek's block-fp8, for models of its architecture. The precision `model.quantization` holds
+    weights in has no part in it: the adapter is merged into those of the checkpoint."""
     plots: bool = True
     """Whether PNG plots of loss, learning rate and expert load are drawn."""
     max_shard_gb: Annotated[float, ABOVE_ZERO] = MAX_SHARD_GB

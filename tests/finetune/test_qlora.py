@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from seeklet.finetune.lora.files import load_adapter
 from seeklet.finetune.recipe import load_recipe
 from seeklet.finetune.training_model import build_training_model
+from seeklet.modeling.kernels.block_fp8.reference import quantize
 from seeklet.modeling.quantized import QuantizedExperts
 from tests.finetune.conftest import RunHere
 from tests.finetune.sft_runs import run, start, write_recipe
@@ -75,6 +76,30 @@ def test_the_merged_model_is_the_checkpoints_own_weights_and_the_adapter(trained
     assert "quantization_config" not in json.loads((trained / "run" / "merged" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_merged_by_recipe_in_another_dtype(trained: Path, tmp_path: Path, dtype: str, run_here: RunHere) -> None:
+    """As the command writes it: the checkpoint's weights and the adapter, in whole, then rounded or in fp8 blocks."""
+    run(qlora(tmp_path, output={"merge": True, "merge_dtype": dtype}))
+    ours = load_file(tmp_path / "run" / "merged" / "model.safetensors")
+    merged = load_file(trained / "run" / "merged" / "model.safetensors")
+    option = ("--fp8",) if dtype == "fp8" else ("--dtype", "bfloat16")
+    code, _, errors = run_here("merge", str(tmp_path / "run" / "adapter"), "--out", str(tmp_path / "again"), *option)
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert code == 0 and again.keys() == ours.keys(), errors
+    assert all(torch.equal(again[name].view(torch.uint8), t.view(torch.uint8)) for name, t in ours.items())
+    assert any(name.endswith("_scale_inv") for name in ours) == (dtype == "fp8")
+    for name, tensor in merged.items():
+        if f"{name}_scale_inv" in ours:
+            codes, scale = quantize(tensor)
+            assert torch.equal(ours[name].view(torch.uint8), codes.view(torch.uint8)), name
+            assert torch.equal(ours[f"{name}_scale_inv"], scale), name
+        else:
+            kept = dtype == "fp8" or name.endswith("e_score_correction_bias")
+            assert torch.equal(ours[name], tensor if kept else tensor.bfloat16()), name
+    quantized = json.loads((tmp_path / "run" / "merged" / "config.json").read_text()).get("quantization_config", {})
+    assert quantized.get("quant_method") == ("fp8" if dtype == "fp8" else None)
+
+
 def test_the_adapter_is_evaluated_and_answers(trained: Path, run_here: RunHere) -> None:
     code, _, errors = run_here("evaluate", str(trained / "recipe.yaml"))
     assert code == 0, errors
@@ -84,8 +109,8 @@ def test_the_adapter_is_evaluated_and_answers(trained: Path, run_here: RunHere) 
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_other_models_by_transformers_own(tmp_path: Path, quantization: str) -> None:
-    """Their linear layers are bitsandbytes', and the loss falls."""
+def test_other_models_by_transformers_own(tmp_path: Path, quantization: str, run_here: RunHere) -> None:
+    """Their linear layers are bitsandbytes', and the loss falls; block-fp8 is not for them."""
     recipe = write_recipe(
         tmp_path,
         "HuggingFaceTB/SmolLM2-135M",
@@ -93,6 +118,8 @@ def test_other_models_by_transformers_own(tmp_path: Path, quantization: str) -> 
         model={"quantization": quantization},
         adapter={"targets": ["attention", "dense_mlp"], "rank": 2, "alpha": 8},
     )
+    code, _, errors = run_here("train", str(recipe), "output.merge=true", "output.merge_dtype=fp8", "--dry-run")
+    assert code == 2 and "output.merge_dtype is fp8, but" in errors and "allowed: auto, float32" in errors, errors
     kinds = {type(module).__name__ for module in build_training_model(load_recipe(recipe)).modules()}
     assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in kinds
     run(recipe)
@@ -109,6 +136,7 @@ def test_other_models_by_transformers_own(tmp_path: Path, quantization: str) -> 
             ("model.fp8=keep",),
             "model.quantization: is nf4, and model.fp8 is keep; weights are held in one or",
         ),
+        (("output.merge_dtype=fp8",), "output.merge_dtype: fp8 has no effect without output.merge: true"),
         (("model.quantization=nf5",), 'expected one of nf4, fp4, int8 or null, got "nf5"'),
         (("model.load_in_4bit=true",), "is model.quantization: nf4 (or fp4) here"),
     ],
