@@ -14,9 +14,13 @@ from seeklet.modeling.routing_record import record_routing
 
 from ..demo.tokenizer import build_tokenizer
 
-STEPS, ROWS, LENGTH = 150, 16, 128
-# Published: 8 of 256 experts in 4 of 8 groups (V3). Here 8 of 64 in 4 of 8 groups, so that nodes are hit as in V3.
-NUM_EXPERTS, TOP_K, GROUPS, OPEN_GROUPS = 64, 8, 8, 4
+STEPS, ROWS, LENGTH = 150, 8, 128
+# So many that chance makes no GPU much fuller than another.
+TRACED_ROWS = 32
+# What experts are laid out over, and V3's were in training.
+SIMULATED_NODES, SIMULATED_GPUS = 8, 8
+# V3's own: 8 of 256 experts in 4 of 8 groups.
+NUM_EXPERTS, TOP_K, GROUPS, OPEN_GROUPS = 256, 8, 8, 4
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,12 @@ class Measured:
 
 
 def nano_config(variant: Variant, vocab_size: int) -> SeekletConfig:
-    """Return a nano model with V3's ratio of experts, groups and choices."""
+    """Return a nano model with as many experts, groups and choices as V3, of 16 numbers each."""
     return SeekletConfig(
         vocab_size=vocab_size,
         hidden_size=96,
         intermediate_size=256,
-        moe_intermediate_size=32,
+        moe_intermediate_size=16,
         num_hidden_layers=4,
         num_attention_heads=4,
         q_lora_rank=48,
@@ -97,15 +101,15 @@ def record_trace(variant: Variant, seed: int = 0, steps: int = STEPS, step_done:
     texts = _chain_sums(random.Random(2 * seed))
     loss = torch.zeros(())
     for _ in range(steps):
-        ids = _next_batch(texts, tokenizer)
+        ids = _next_rows(texts, tokenizer, ROWS)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.update_router_bias()
         step_done()
-    held_out = _next_batch(_chain_sums(random.Random(2 * seed + 1)), tokenizer)
-    with torch.inference_mode(), record_routing(model.eval(), ROWS, LENGTH) as record:
+    held_out = _next_rows(_chain_sums(random.Random(2 * seed + 1)), tokenizer, TRACED_ROWS)
+    with torch.inference_mode(), record_routing(model.eval(), TRACED_ROWS, LENGTH) as record:
         model(input_ids=held_out, use_cache=False)
     return Trace(variant, record.choices.flatten(1, 2).long(), float(loss.detach()))
 
@@ -150,9 +154,9 @@ def _chain_sums(draw: random.Random) -> Iterator[str]:
         yield "+".join(map(str, digits)) + "=" + "".join(steps)
 
 
-def _next_batch(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Return the next texts, one behind the other, as rows of `LENGTH` tokens: (ROWS, LENGTH)."""
+def _next_rows(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, rows: int) -> torch.Tensor:
+    """Return the next texts, one behind the other, as rows of `LENGTH` tokens: (rows, LENGTH)."""
     ids: list[int] = []
-    while len(ids) < ROWS * LENGTH:
+    while len(ids) < rows * LENGTH:
         ids.extend(tokenizer(next(texts), add_special_tokens=False)["input_ids"])
-    return torch.tensor(ids[: ROWS * LENGTH]).view(ROWS, LENGTH)
+    return torch.tensor(ids[: rows * LENGTH]).view(rows, LENGTH)
