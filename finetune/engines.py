@@ -10,7 +10,7 @@ from torch import distributed as dist
 # What they keep of a weight depends on that weight alone, so that experts can be shared out and put together again.
 _BY_WEIGHT = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 # gloo has no class of its own for it.
-_LOST = ("Connection closed by peer", "Connection reset by peer")
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Pair is not connected")
 
 
 def uses_fsdp() -> bool:
@@ -54,6 +54,11 @@ def find_expert_parallel_mistakes(
         yield key, f"is {sharing}, and model.quantization is {quantization}, whose codes are not shared out; allowed: 1"
     if device_map:
         yield key, f"is {sharing}, and model.device_map: {device_map} leaves all to one process; leave one of them out"
+    if trainer.get("fp16"):
+        # A process would skip a step for its own experts' sake alone.
+        yield key, f"is {sharing}, and trainer.fp16 scales each process's gradients by itself; allowed: trainer.bf16"
+    if trainer.get("torch_compile"):
+        yield key, f"is {sharing}, and trainer.torch_compile has not been tried with it; allowed: false"
     if (name := str(trainer.get("optim", _BY_WEIGHT[0]))) not in _BY_WEIGHT:
         yield key, f"is {sharing}, and trainer.optim is {name}; allowed with it: {', '.join(_BY_WEIGHT)}"
     processes = int(os.environ.get("WORLD_SIZE", "1"))

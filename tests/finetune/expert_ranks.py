@@ -59,6 +59,7 @@ def check_exchange(rank: int, world: int) -> None:
 
     everyone: Any = dist.group.WORLD
     exchange, own = ExpertExchange(everyone, EXPERTS, processes_per_node=1), ExpertSlice(rank, world)
+    check_spread(exchange, world)
     for kind, tolerance in (("plain", 1e-12), ("idle", 1e-12), ("kernels", 1e-12), ("autocast", 2e-2), ("fp8", 1e-5)):
         generator = torch.Generator().manual_seed(0)
         whole, part = _experts(kind, generator), _experts(kind, generator)
@@ -79,6 +80,15 @@ def check_exchange(rank: int, world: int) -> None:
         actual += [_gradient(weight) for weight in part.parameters() if weight.requires_grad]
         for index, (here, there) in enumerate(zip(actual, expected, strict=True)):
             assert here.dtype == there.dtype and relative_error(here, there) < tolerance, (kind, index)
+
+
+def check_spread(exchange: Any, world: int) -> None:
+    """Assert over how many processes tokens are said to go that choose experts of one, of two and of one."""
+    per_process = EXPERTS // world
+    choice = torch.tensor([[0, 1, 0], [0, per_process, per_process + 1], [EXPERTS - 1, EXPERTS - 2, EXPERTS - 1]])
+    exchange.count(choice)
+    exchange.count(choice, torch.tensor([True, False, True]))
+    assert exchange.take_spread() == (6 / 5, 6 / 5) and exchange.take_spread() is None
 
 
 def _experts(kind: str, generator: torch.Generator) -> Any:
