@@ -27,7 +27,10 @@ def show_plan(plan: Plan, largest: tuple[int, int], changes: list[Change], conso
     """Print a plan, the largest (micro-batch, sequence) that fit, and the changes that would help."""
     request, cluster, gpu = plan.request, plan.cluster, plan.cluster.gpu
     nodes = f" on {cluster.nodes} nodes" if cluster.nodes > 1 else ""
-    console.print(f"{request.recipe.model.path} on {cluster.num_gpus} x {gpu.name}{nodes}: {LAYOUTS[request.layout]}")
+    sharing = request.expert_parallel
+    shared = f", routed experts shared by {sharing}" if sharing > 1 else ""
+    layout = f"{LAYOUTS[request.layout]}{shared}"
+    console.print(f"{request.recipe.model.path} on {cluster.num_gpus} x {gpu.name}{nodes}: {layout}")
     counts = plan.counts
     share = plan.trained / (counts.total + counts.mtp)
     modules = f", {_number(counts.mtp)} more in multi-token prediction" if counts.mtp else ""

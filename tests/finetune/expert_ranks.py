@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +30,7 @@ def join(folder: Path, world: int, rank: int, port: str, sharing: int, settings:
         name = f"{'adapter' if adapts else 'whole'} resumed"
         found[name] = run(folder, world, adapts, path, expert_parallel=sharing, **settings)
     check_exchange(rank, world)
+    check_refusal(sharing)
     if recipe is not None:
         from seeklet.finetune.recipe import load_recipe
         from seeklet.finetune.sft import train
@@ -80,6 +82,16 @@ def check_exchange(rank: int, world: int) -> None:
         actual += [_gradient(weight) for weight in part.parameters() if weight.requires_grad]
         for index, (here, there) in enumerate(zip(actual, expected, strict=True)):
             assert here.dtype == there.dtype and relative_error(here, there) < tolerance, (kind, index)
+
+
+def check_refusal(sharing: int) -> None:
+    """Assert that an adapter of routed experts alone, of which DDP would have nothing to do, is refused."""
+    from seeklet.finetune.errors import RecipeError
+    from seeklet.finetune.expert_parallel import SharedExperts
+    from tests.finetune.lora.adapters import attached, build
+
+    with pytest.raises(RecipeError, match="reaches routed experts alone"):
+        SharedExperts(attached(build(), "routed_experts"), sharing)
 
 
 def check_spread(exchange: Any, world: int) -> None:

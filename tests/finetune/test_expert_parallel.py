@@ -2,12 +2,13 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from seeklet.finetune.errors import RecipeError
+from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.recipe import load_recipe
 from seeklet.finetune.sft import train
 from seeklet.finetune.training_model import check_expert_parallel
@@ -128,6 +129,14 @@ def test_four_processes_share_experts_and_nodes_are_limited(tmp_path: Path, shar
     # Each process is a node: of the model's four groups a token's experts are in two.
     assert SIZES["topk_group"] == 2 and len(spread) == 3
     assert all(nodes == 2 if sharing == 4 else 1 < nodes < 2 for nodes in spread)
+
+
+def test_shards_are_not_gone_on_with(tmp_path: Path) -> None:
+    trainer = world_ranks.make(tmp_path, 1)
+    trainer._experts = SimpleNamespace(slice=ExpertSlice(0, 2))
+    (tmp_path / "checkpoint-10" / "pytorch_model_fsdp_0").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"checkpoint-10 was saved by FSDP in shards, and trainer\.expert_parallel"):
+        trainer._load_from_checkpoint(str(tmp_path / "checkpoint-10"))
 
 
 def experts_recipe(folder: Path, sharing: int, architecture: str = MODEL, **trainer: Any) -> Path:
