@@ -55,11 +55,13 @@ def fit_activations(request: Request, say: Callable[[str], None] = lambda _: Non
     num_sparse = config.num_hidden_layers - num_dense
     few, many = TRACED_SEQUENCES
 
+    inside: dict[Any, int] = {}
+
     def trace(dense: int, sparse: int, sequences: int) -> int:
         layers = {"num_hidden_layers": dense + sparse}
         if sparse_model:
             layers["first_k_dense_replace"] = dense
-        return _trace(request, layers, sequences, TRACED_LENGTH, say).activations
+        return _trace(request, layers, sequences, TRACED_LENGTH, say, inside=inside).activations
 
     least = (1 if num_dense else 0, 1 if num_sparse else 0)
     tokens = many * TRACED_LENGTH
@@ -79,7 +81,9 @@ def trace_whole(request: Request, at_once: bool) -> StepBytes | None:
     small = request.config.num_hidden_layers <= MOST_LAYERS
     if not small or request.micro_batch * request.tokens > MOST_TOKENS:
         return None
-    return _trace(request, {}, request.micro_batch, request.tokens, lambda _: None, at_once)
+    return _trace(
+        request, {}, request.micro_batch, request.tokens, lambda _: None, at_once, min(request.accumulation, 2)
+    )
 
 
 def logits_bytes(request: Request, head_is_trained: bool) -> int:
@@ -98,6 +102,8 @@ def _trace(
     tokens: int,
     say: Callable[[str], None],
     at_once: bool = True,
+    micro_batches: int = 1,
+    inside: dict[Any, int] | None = None,
 ) -> StepBytes:
     num_layers = layers.get("num_hidden_layers", request.config.num_hidden_layers)
     say(f"a step of {num_layers} layers, {sequences} x {tokens} tokens")
@@ -113,7 +119,8 @@ def _trace(
             model,
             sequences,
             tokens,
-            min(request.accumulation, 2),
+            micro_batches,
             at_once=at_once,
+            inside=inside,
             **request.forward_options(model),
         )

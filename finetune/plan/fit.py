@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from seeklet.modeling import SeekletConfig
 from seeklet.modeling.errors import ConfigError
 
 from .cluster import Cluster, known_gpus, make_cluster
@@ -61,39 +62,15 @@ def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> lis
 
 
 def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
+    if not plan.fits:
+        yield from _smaller(plan)
     request, cluster, recipe = plan.request, plan.cluster, plan.request.recipe
-    if request.micro_batch > 1:
-        more = request.accumulation * request.micro_batch
-        what = f"trainer.per_device_train_batch_size: 1 and gradient_accumulation_steps: {more}"
-        yield what, request.with_changes(micro_batch=1, accumulation=more), cluster
-    if not request.checkpointing:
-        yield "trainer.gradient_checkpointing: true", request.with_changes(checkpointing=True), cluster
     if request.layout == "layers":
         settings = replace(recipe.model, device_map=None)
         changed = request.with_changes(recipe=replace(recipe, model=settings), layout="fsdp")
         yield "model.device_map: null, started with accelerate's FSDP2, all GPUs working at once", changed, cluster
-    if not request.adapts and not request.optimizer.endswith("8bit"):
-        yield "trainer.optim: adamw_bnb_8bit", request.with_changes(optimizer="adamw_bnb_8bit"), cluster
-    if request.layout == "fsdp" and not request.offload:
-        yield "FSDP with CPU offload (slower by what PCIe takes)", request.with_changes(offload=True), cluster
-    quantised = getattr(request.config, "quantization_config", None) is not None
-    if request.adapts and quantised and not request.keep_fp8 and request.layout != "fsdp":
-        settings = replace(recipe.model, fp8="keep")
-        changed = request.with_changes(recipe=replace(recipe, model=settings), keep_fp8=True)
-        yield "model.fp8: keep", changed, cluster
-    if request.adapts and recipe.model.quantization is None and request.layout != "fsdp":
-        settings = replace(recipe.model, quantization="nf4", fp8="dequantize")
-        changed = request.with_changes(recipe=replace(recipe, model=settings), keep_fp8=False)
-        if _can_be_built(changed):
-            yield "model.quantization: nf4 (QLoRA; rounds the frozen weights)", changed, cluster
-    if recipe.model.dtype == "float32" and request.adapts:
-        settings = replace(recipe.model, dtype="bfloat16")
-        yield "model.dtype: bfloat16", request.with_changes(recipe=replace(recipe, model=settings)), cluster
-    if request.tokens > 1024 and request.micro_batch == 1:
-        half = request.tokens // 2
-        yield f"texts of at most {half:,} tokens (changes what is learned)", request.with_changes(tokens=half), cluster
     if request.layout in ("fsdp", "single"):
-        bigger = make_cluster(cluster.gpu.key, 2 * max(cluster.num_gpus, 1))
+        bigger = make_cluster(cluster.gpu.key, 2 * cluster.num_gpus)
         shared = "ddp" if recipe.model.quantization else "fsdp"
         layout = shared if request.layout == "single" else request.layout
         yield f"--num-gpus {bigger.num_gpus}", request.with_changes(layout=layout), replace(bigger, gpu=cluster.gpu)
@@ -101,6 +78,39 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
         larger = gpu.memory_mib > cluster.gpu.memory_mib or gpu.tflops_bf16 > cluster.gpu.tflops_bf16
         if larger and gpu.price_per_hour is not None and gpu.key != cluster.gpu.key:
             yield f"--gpu {gpu.key}", request, replace(cluster, gpu=gpu)
+
+
+def _smaller(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
+    """Yield what takes less memory and no less time."""
+    request, cluster, recipe = plan.request, plan.cluster, plan.request.recipe
+
+    def with_model(**settings: Any) -> Request:
+        changed = replace(recipe, model=replace(recipe.model, **settings))
+        return request.with_changes(recipe=changed, keep_fp8=changed.model.fp8 == "keep")
+
+    if request.micro_batch > 1:
+        more = request.accumulation * request.micro_batch
+        what = f"trainer.per_device_train_batch_size: 1 and gradient_accumulation_steps: {more}"
+        yield what, request.with_changes(micro_batch=1, accumulation=more), cluster
+    if not request.checkpointing:
+        yield "trainer.gradient_checkpointing: true", request.with_changes(checkpointing=True), cluster
+    if not request.adapts and not request.optimizer.endswith("8bit"):
+        yield "trainer.optim: adamw_bnb_8bit", request.with_changes(optimizer="adamw_bnb_8bit"), cluster
+    if request.layout == "fsdp" and not request.offload:
+        yield "FSDP with CPU offload (slower by what PCIe takes)", request.with_changes(offload=True), cluster
+    one_copy = request.adapts and request.layout != "fsdp" and recipe.model.quantization is None
+    is_fp8 = getattr(request.config, "quantization_config", None) is not None
+    if one_copy and is_fp8 and not request.keep_fp8:
+        yield "model.fp8: keep", with_model(fp8="keep"), cluster
+    if one_copy and (isinstance(request.config, SeekletConfig) or not is_fp8):
+        changed = with_model(quantization="nf4", fp8="dequantize")
+        if _can_be_built(changed):
+            yield "model.quantization: nf4 (QLoRA; rounds the frozen weights)", changed, cluster
+    if recipe.model.dtype == "float32" and request.adapts:
+        yield "model.dtype: bfloat16", with_model(dtype="bfloat16"), cluster
+    if request.tokens > 1024 and request.micro_batch == 1:
+        half = request.tokens // 2
+        yield f"texts of at most {half:,} tokens (changes what is learned)", request.with_changes(tokens=half), cluster
 
 
 def _can_be_built(request: Request) -> bool:
@@ -114,7 +124,7 @@ def _can_be_built(request: Request) -> bool:
 
 def _passes_as(request: Request) -> tuple[Any, ...]:
     model = request.recipe.model
-    return request.checkpointing, request.keep_fp8, model.dtype, model.quantization, request.accumulation > 1
+    return request.checkpointing, request.keep_fp8, model.dtype, model.quantization
 
 
 def _price(plan: Plan) -> float:

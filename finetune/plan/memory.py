@@ -9,6 +9,7 @@ from ..memory import count_bytes, count_optimizer_bytes, count_paged_bytes
 from .activations import Activations, logits_bytes, trace_whole
 from .cluster import Cluster
 from .counts import cache_numbers
+from .deepening import find_layers
 from .request import Request, samples_per_process
 
 # Assumed, and stated in every plan: what PyTorch's allocator cannot reuse of what comes and goes, and what CUDA, cuBLAS
@@ -118,7 +119,7 @@ def _gathered_bytes(model: nn.Module, request: Request) -> int:
     """Return the whole layers of the moment, their gradients too where they are trained."""
     size = request.compute_dtype.itemsize
     largest = 0
-    for layer in _layers(model):
+    for layer in find_layers(model):
         tensors = list(layer.named_parameters())
         bytes_ = 0
         for name, parameter in tensors:
@@ -132,9 +133,4 @@ def _gathered_bytes(model: nn.Module, request: Request) -> int:
 
 
 def _largest_layer(model: nn.Module) -> int:
-    return max(count_bytes(list(layer.parameters())) for layer in _layers(model))
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    return list(max(lists, key=lambda found: sum(p.numel() for p in found.parameters())))
+    return max(count_bytes(list(layer.parameters())) for layer in find_layers(model))

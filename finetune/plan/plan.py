@@ -11,7 +11,6 @@ from .communication import NO_TRAFFIC, Traffic, layer_traffic, sharded_traffic, 
 from .counts import Counts, TokenFlops, cache_numbers, count_flops, count_parameters
 from .loading import Loading, plan_loading
 from .memory import GpuMemory, plan_memory
-from .model_config import build_on_meta, held_dtype
 from .request import Request, samples_per_process
 from .speed import EFFICIENCY, Bill, Work, decode_seconds_per_token, make_bill, seconds_per_token
 
@@ -72,7 +71,7 @@ def make_plan(
         activations = fit_activations(request, say)
     say("counting parameters")
     model: Any = request.build()
-    bare = build_on_meta(request.config, held_dtype(request.config, request.recipe.model))
+    bare = request.build_bare()
     flops = count_flops(bare, request.tokens)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     work = Work(1.0 if request.adapts else 2.0, 1.0 if request.checkpointing else 0.0)

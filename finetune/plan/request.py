@@ -20,6 +20,7 @@ from ..recipe import GrpoRecipe, TrainingRecipe, read_recipe
 from ..recipe.yaml_text import Problems, apply_overrides, read_recipe_file
 from ..training_model import freeze_unreached, mtp_mode, set_losses
 from .cluster import Cluster
+from .deepening import deepen, one_of_each
 from .model_config import build_on_meta, find_config, held_dtype
 
 Layout = Literal["single", "layers", "fsdp", "ddp"]
@@ -82,21 +83,37 @@ class Request:
     def build(self, **changed: int) -> PreTrainedModel:
         """Return the model as it is trained, on the meta device, with fields of its config changed.
 
-        The unchanged one is made once, since attaching an adapter to sixty layers takes seconds.
+        The unchanged one is made once.
         """
+        if changed:
+            return self._build(changed)
         recipe = self.recipe
         made_of = (recipe.model, recipe.adapter, recipe.moe, recipe.stage, self.keep_fp8, self.checkpointing)
-        if not changed:
-            if made_of not in self.built:
-                self.built[made_of] = self._build({})
-            return self.built[made_of]
-        return self._build(changed)
+        if made_of not in self.built:
+            shallow = one_of_each(self.config, recipe.adapter)
+            self.built[made_of] = self._build(shallow or {})
+            if shallow is not None:
+                deepen(self.built[made_of], self.config)
+        return self.built[made_of]
 
-    def _build(self, changed: Mapping[str, int]) -> PreTrainedModel:
+    def build_bare(self) -> PreTrainedModel:
+        """Return the model as it was before anything was added, quantised or frozen; made once."""
+        dtype = held_dtype(self.config, self.recipe.model)
+        if ("bare", dtype) not in self.built:
+            shallow = one_of_each(self.config)
+            self.built["bare", dtype] = build_on_meta(self._config(shallow or {}), dtype)
+            if shallow is not None:
+                deepen(self.built["bare", dtype], self.config)
+        return self.built["bare", dtype]
+
+    def _config(self, changed: Mapping[str, int]) -> PreTrainedConfig:
         fields = self.config.to_dict() | dict(changed)
         # Lists with an entry a layer, which are made anew.
         fields = {name: value for name, value in fields.items() if name not in ("layer_types", "model_type")}
-        config = type(self.config).from_dict(fields)
+        return type(self.config).from_dict(fields)
+
+    def _build(self, changed: Mapping[str, int]) -> PreTrainedModel:
+        config = self._config(changed)
         settings = self.recipe.model
         model: Any = build_on_meta(config, held_dtype(self.config, settings), self.keep_fp8, settings.quantization)
         model = use_head_loss(model)

@@ -22,6 +22,14 @@ from torch.utils._pytree import tree_leaves
 
 # Of seeklet's operators, in-tree and where they are installed as a kernel repository.
 _OPERATORS = "seeklet"
+# What takes hundreds of small steps inside, to the same effect: the weight is expanded, then multiplied.
+_AS_WHOLE: dict[str, Any] = {
+    "fp8_linear_forward": lambda x, codes, _: x @ x.new_empty(codes.shape).t(),
+    "fp8_linear_backward": lambda grad, codes, _: grad @ grad.new_empty(codes.shape),
+}
+# Taken one after the other, so many experts share the rows of all: each takes a little more than it would, and
+# DeepSeek-V3's 256 would take minutes.
+_MOST_HIT = 32
 _READING = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
@@ -32,22 +40,20 @@ class StepBytes:
     peak: int
     """Gradients included."""
     gradients_at_peak: int
+    activations: int
+    """The most that is neither weights, optimizer states nor gradients."""
     saved: int
     """What autograd keeps when the forward pass is done."""
-
-    @property
-    def activations(self) -> int:
-        """Return what is neither weights, optimizer states nor gradients, at the peak."""
-        return self.peak - self.gradients_at_peak
 
 
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes of the storages that operations make, while they are alive."""
 
-    def __init__(self, at_once: bool, rows: int):
+    def __init__(self, at_once: bool, rows: int, inside: dict[Any, int]):
         super().__init__()
-        self.live = self.peak = self.gradients = self.gradients_at_peak = 0
+        self.live = self.peak = self.activations = self.gradients = self.gradients_at_peak = 0
         self._known: dict[int, Any] = {}
+        self._inside = inside
         # All rows in one expert is how a grouped product of a GPU takes them, in one piece; outside of operators, as
         # quantised experts are, they are taken one after the other there, too.
         self._operators_at_once, self._at_once, self._rows = at_once, False, rows
@@ -58,6 +64,8 @@ class StorageTracker(TorchDispatchMode):
         self._known[id(storage)] = weakref.ref(storage, partial(self._forget, id(storage), 0))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         definition = OPDEFS.get(func.name()) if func.namespace.startswith(_OPERATORS) else None
         if func in _READING and args[0].dtype == torch.int64:
             return self._count_rows(args[0])
@@ -66,25 +74,45 @@ class StorageTracker(TorchDispatchMode):
         elif definition is None:
             result = func(*args, **(kwargs or {}))
         else:
-            # What the operator makes inside counts as well, so its Python is run in place of its outline.
-            indices = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dtype == torch.int64]
-            rows = max((index.numel() for index in indices), default=0)
-            outside = self._at_once, self._rows
-            self._at_once, self._rows = self._operators_at_once, rows
-            with self, _KnownData():
-                result = definition._init_fn(*args, **(kwargs or {}))
-            self._at_once, self._rows = outside
+            result = self._run_inside(func, definition._init_fn, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf)
         return result
 
+    def _run_inside(self, func: Any, body: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator of ours returns; what it makes inside counts as well, so its Python is run.
+
+        Once for each set of shapes: after that, its outline, with the bytes that it took then.
+        """
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        key = (func, *((*leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves))
+        before, highest = self.live, self.peak
+        if key in self._inside:
+            result, reached = func(*args, **kwargs), before + self._inside[key]
+        else:
+            rows = max((tensor.numel() for tensor in tensors if tensor.dtype == torch.int64), default=0)
+            outside = self._at_once, self._rows
+            self._at_once, self._rows, self.peak = self._operators_at_once, rows, before
+            with self, _KnownData(self):
+                result = _AS_WHOLE.get(func._opname, body)(*args, **kwargs)
+            self._at_once, self._rows = outside
+            reached, self.peak = self.peak, highest
+            self._inside[key] = reached - before
+        self._reach(reached)
+        return result
+
     def _count_rows(self, number: torch.Tensor) -> int:
-        """Return how many rows the expert has whose count is asked for; `tolist` asks for each number by itself."""
-        index, experts = number.storage_offset(), number.untyped_storage().nbytes() // number.itemsize
+        """Return how many rows the expert has whose count is asked for, in a backward pass each by itself."""
+        return self.rows_of_experts(number.untyped_storage().nbytes() // number.itemsize)[number.storage_offset()]
+
+    def rows_of_experts(self, experts: int) -> list[int]:
+        """Return how many rows each of so many experts gets."""
         if self._at_once:
-            return self._rows if index == 0 else 0
-        return self._rows // experts + (index < self._rows % experts)
+            return [self._rows, *[0] * (experts - 1)]
+        hit = min(experts, _MOST_HIT)
+        return [self._rows // hit + (index < self._rows % hit) if index < hit else 0 for index in range(experts)]
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -94,8 +122,12 @@ class StorageTracker(TorchDispatchMode):
         size = storage.nbytes()
         self._known[key] = weakref.ref(storage, partial(self._forget, key, size))
         self.live += size
-        if self.live > self.peak:
-            self.peak, self.gradients_at_peak = self.live, self.gradients
+        self._reach(self.live)
+
+    def _reach(self, live: int) -> None:
+        self.activations = max(self.activations, live - self.gradients)
+        if live > self.peak:
+            self.peak, self.gradients_at_peak = live, self.gradients
 
     def _forget(self, key: int, size: int, _: Any) -> None:
         self._known.pop(key, None)
@@ -105,6 +137,10 @@ class StorageTracker(TorchDispatchMode):
 class _KnownData(TorchFunctionMode):
     """Answers what only data could: all positions count, and no code of an fp8 weight is NaN."""
 
+    def __init__(self, tracker: StorageTracker):
+        super().__init__()
+        self._tracker = tracker
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name == "__getitem__" and _is_mask(args[1]):
@@ -112,6 +148,8 @@ class _KnownData(TorchFunctionMode):
             return args[0].reshape(mask.numel(), *args[0].shape[mask.dim() :]).clone()
         if name == "__setitem__" and _is_mask(args[1]):
             return None
+        if name == "tolist" and args[0].dtype == torch.int64:
+            return self._tracker.rows_of_experts(args[0].numel())
         if name == "__int__":
             # Of the largest code of an fp8 weight: no NaN.
             return 0
@@ -119,7 +157,13 @@ class _KnownData(TorchFunctionMode):
 
 
 def trace_step(
-    model: nn.Module, sequences: int, tokens: int, micro_batches: int = 1, at_once: bool = False, **options: Any
+    model: nn.Module,
+    sequences: int,
+    tokens: int,
+    micro_batches: int = 1,
+    at_once: bool = False,
+    inside: dict[Any, int] | None = None,
+    **options: Any,
 ) -> StepBytes:
     """Return what a training step of `model`, in training mode on the meta device, takes at `sequences` x `tokens`.
 
@@ -129,19 +173,20 @@ def trace_step(
         tokens: of each sequence.
         micro_batches: whose gradients add up; from the second on the gradients are there in the forward pass.
         at_once: the experts' rows go through one product, as on a GPU.
+        inside: what operators took inside at each set of shapes, with the same `at_once`; is added to.
         options: further arguments of the model's forward.
     """
     # Quantised experts are taken one after the other, outside of any operator.
     rows = sequences * tokens * (getattr(getattr(model, "config", None), "num_experts_per_tok", None) or 0)
     with FakeTensorMode() as fake, _on_cpu(model):
         ids = torch.zeros(sequences, tokens, dtype=torch.int64)
-        tracker = StorageTracker(at_once, rows)
+        tracker = StorageTracker(at_once, rows, {} if inside is None else inside)
         for tensor in (*model.parameters(), *model.buffers(), ids):
             tracker.ignore(tensor)
         hooks = [_count_gradient(parameter, tracker) for parameter in model.parameters() if parameter.requires_grad]
         saved = 0
         try:
-            with tracker, _KnownData():
+            with tracker, _KnownData(tracker):
                 for _ in range(micro_batches):
                     loss = model(input_ids=ids, labels=ids, use_cache=False, **options).loss
                     saved = max(saved, tracker.live - tracker.gradients)
@@ -152,7 +197,7 @@ def trace_step(
                 hook.remove()
             model.zero_grad(set_to_none=True)
     assert fake is not None
-    return StepBytes(tracker.peak, tracker.gradients_at_peak, saved)
+    return StepBytes(tracker.peak, tracker.gradients_at_peak, tracker.activations, saved)
 
 
 def _count_gradient(parameter: nn.Parameter, tracker: StorageTracker) -> Any:
