@@ -6,6 +6,7 @@ expert gets its gradient of all tokens of the N: DDP leaves the experts out, and
 they are summed here over those that hold the same ones.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -57,7 +58,9 @@ class SharedExperts:
         self._is_with_writer = rank < size
         layers = [module for module in model.modules() if isinstance(module, SeekletMoE)]
         self._num_experts = layers[0].num_experts
-        self.exchange = ExpertExchange(self._group, self._num_experts)
+        # As the launcher says.
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self._world))
+        self.exchange = ExpertExchange(self._group, self._num_experts, per_node)
         for layer in layers:
             layer.exchange = self.exchange
         self._kinds = cut_experts(model, self.slice)

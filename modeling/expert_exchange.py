@@ -13,7 +13,6 @@ and to another node once, to be passed on over NVLink (report, section 3.2.2), w
 
 # T tokens, K experts a token, H hidden, E experts, R processes, P (process, token) pairs, N (token, expert) pairs
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -32,18 +31,17 @@ class ExpertExchange:
     tokens' experts are spread.
     """
 
-    def __init__(self, group: dist.ProcessGroup, num_experts: int, processes_per_node: int | None = None):
+    def __init__(self, group: dist.ProcessGroup, num_experts: int, processes_per_node: int):
         """Exchange between the processes of `group`; nodes are told by their global ranks.
 
         Args:
             group: of which this process is one.
             num_experts: E, of all processes together; their number divides it.
-            processes_per_node: by default what the launcher says (`LOCAL_WORLD_SIZE`), else all.
+            processes_per_node: of the whole run.
         """
         self.group, self.num_experts = group, num_experts
         ranks = dist.get_process_group_ranks(group)
-        per_node = processes_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or dist.get_world_size()
-        nodes = [rank // per_node for rank in ranks]
+        nodes = [rank // processes_per_node for rank in ranks]
         self.num_processes = len(ranks)
         self._node_of = torch.tensor([sorted(set(nodes)).index(node) for node in nodes])
         self.num_nodes = len(set(nodes))
@@ -85,7 +83,8 @@ class ExpertExchange:
         """Add the spread of these choices (T, K) to what was counted; without tokens whose `valid` (T,) is False."""
         hits_RT = self._hits(top_k_index * self.num_processes // self.num_experts)
         nodes = hits_RT.new_zeros(self.num_nodes, hits_RT.shape[1]).long()
-        nodes.index_add_(0, self._node_of.to(nodes.device), hits_RT.long())
+        self._node_of = self._node_of.to(nodes.device)
+        nodes.index_add_(0, self._node_of, hits_RT.long())
         by_token = torch.stack((torch.ones_like(nodes[0]), hits_RT.sum(0), (nodes > 0).sum(0)))
         spread = (by_token if valid is None else by_token * valid).sum(1)
         self._spread = spread if self._spread is None else self._spread + spread
