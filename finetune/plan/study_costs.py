@@ -144,8 +144,9 @@ def traffic_seconds(name: str, job: Job, cluster: Cluster) -> float:
 def sampling_seconds(name: str, flops: TokenFlops, cluster: Cluster) -> tuple[float, float]:
     """Return the seconds that all samples take on `cluster`, and those that the longest of each rollout takes alone.
 
-    A replica is the fewest GPUs whose memory is no more than half weights; of the rest, caches. Both are lower bounds:
-    reading at `BANDWIDTH_EFFICIENCY` is all that counts, not the communication in between.
+    A replica is the fewest GPUs whose memory is no more than half weights; the rest is for caches. Reading at
+    `BANDWIDTH_EFFICIENCY` is all that counts, not the communication in between. The longest sample reads all weights,
+    too: others that are nearly as long need every expert.
     """
     counts, gpu = _counted(name)[0], cluster.gpu
     weights, cache_bytes = 2 * counts.total, 2 * cache_numbers(published_config(name))

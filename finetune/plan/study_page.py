@@ -91,7 +91,7 @@ def _conclusions(sizes: Sequence[Size], published: Sequence[Published], traffic:
         f"RL stops getting faster long before pre-training does: every rollout waits for its longest sample. On "
         f"{last:,} GPUs a 7B model's would wait {idle:.0%} of the time.",
         f"A limit of {OPEN_GROUPS} nodes lowers what crosses the network to {limited.nodes_per_token:.2f} nodes a "
-        f"token from {free.nodes_per_token:.2f}; balance does nothing for it. Balance lowers the load of the fullest "
+        f"token from {free.nodes_per_token:.2f}; balance hardly changes that. Balance lowers the load of the fullest "
         f"GPU, which all others wait for, to {free.fullest_gpu:.1f} x the mean from {neither.fullest_gpu:.1f} x, or "
         f"to {limited.fullest_gpu:.1f} x under the limit. Each does what the other cannot.",
     )
@@ -105,16 +105,16 @@ def _assumptions() -> str:
         f"{EFFICIENCY:.0%} of the bf16 peak while computing, for every model and GPU, and {BANDWIDTH_EFFICIENCY:.0%} "
         "of the memory's bandwidth while sampling, as in any plan (`finetune/plan/speed.py`).",
         f"All weights are trained, in bf16 with AdamW in fp32: {PRE_TRAINING.bytes_per_parameter} bytes a parameter, "
-        f"{RL.bytes_per_parameter} with RL's reference model, in {USABLE:.0%} of the GPUs' memory. Where they do not "
-        "fit there is a dash.",
+        f"{RL.bytes_per_parameter} with RL's reference model, in {USABLE:.0%} of the GPUs' memory.",
         f"Shared out by FSDP, {TOKENS_PER_PASS:,} tokens a pass or what there is of the batch; experts over "
         f"{EXPERT_PARALLEL} GPUs at most. Traffic is hidden behind computing as far as it takes no longer.",
         f"Pre-training: {PRE_TRAINING.tokens / 1e12:g}T tokens in sequences of {PRE_TRAINING.length:,}, "
         f"{PRE_TRAINING.batch / 2**20:g}Mi tokens a step.",
         f"R1-style RL, as R1-Zero: 10,400 steps of 32 questions x 16 samples, {RL.length:,} tokens each on average "
         f"(assumed), {RL.tokens / 1e9:.0f}B in all; a reference model; {R1_ZERO.rollouts} rollouts of "
-        f"{R1_ZERO.samples:,} samples, one of which reaches the limit of 32,768, later 65,536 tokens. Scoring, "
-        "communication between the GPUs that sample, and loading weights into them are left out.",
+        f"{R1_ZERO.samples:,} samples, one of which reaches the limit of 32,768, later 65,536 tokens, beside others "
+        "that need every expert. Scoring, communication between the GPUs that sample, and loading weights into them "
+        "are left out.",
         f"Distillation, as R1's: 800,000 traces of {DISTILLATION.length:,} tokens on average (assumed), 2 epochs, "
         f"{DISTILLATION.tokens / 1e9:g}B tokens, 128 traces a step.",
         "Prices move: hours last longer than dollars.",
@@ -139,8 +139,8 @@ def _published_table(published: Sequence[Published]) -> str:
     )
     table = _table(("what", "derived, GPU hours", "published, GPU hours", "derived / published", "source"), rows)
     return (
-        f"{table}\n\nRL is a lower bound, {zero.derived / zero.published:.2f} of what R1-Zero took: here no GPU waits "
-        "for rewards, for weights or for other GPUs while sampling."
+        f"{table}\n\nRL is underestimated, at {zero.derived / zero.published:.2f} of what R1-Zero took: here no GPU "
+        "waits for rewards, for weights or for other GPUs while sampling."
     )
 
 
@@ -154,7 +154,8 @@ def _job_section(job: Job, sizes: Sequence[Size]) -> str:
         ]
         rows.append((size.name, f"{size.total / 1e9:.1f}B", f"{size.active / 1e9:.1f}B", *cells))
     heads = ("model", "total", "active", *(f"{number:,} GPUs" for number in NUM_GPUS))
-    return f"## {job.name[0].upper()}{job.name[1:]}\n\nDays and USD.\n\n{_table(heads, rows)}"
+    legend = "Time (d: days, h: hours) and cost in USD; – where it does not fit."
+    return f"## {job.name[0].upper()}{job.name[1:]}\n\n{legend}\n\n{_table(heads, rows)}"
 
 
 def _traffic_section(traffic: Sequence[tuple[str, Measured]]) -> str:
@@ -186,6 +187,7 @@ def _traffic_section(traffic: Sequence[tuple[str, Measured]]) -> str:
         "to other nodes at V3's size, forward, MB per token",
         f"at {network:g} GB/s, the fullest node, µs per token",
     )
+    traced, even = traffic[0][1].nodes_per_token, expected_spread(GROUPS, NUM_EXPERTS, TOP_K, OPEN_GROUPS)
     return (
         f"{len(VARIANTS)} nano models with V3's routing ({TOP_K} of {NUM_EXPERTS} experts, {GROUPS} groups of which "
         f"{OPEN_GROUPS} are open where limited), with and without router biases and balance loss, each trained for "
@@ -193,8 +195,10 @@ def _traffic_section(traffic: Sequence[tuple[str, Measured]]) -> str:
         f"seen. Experts lie in order over {SIMULATED_NODES} nodes of {SIMULATED_GPUS} GPUs. A token crosses the "
         "network once for each node it is sent to, in fp8 there and bf16 back; a layer takes as long as its fullest "
         "GPU. By formula: every choice as likely as any other, which is what `seeklet plan` takes.\n\n"
-        f"{_table(heads, rows)}\n\nSmall, briefly trained, and on one kind of text: this shows which way the "
-        "differences go, not how large V3's own are."
+        f"{_table(heads, rows)}\n\nA limited router opens the groups whose two best experts score highest, and then "
+        f"uses nearly all of them: {traced:.2f} nodes where the formula has {even:.2f}, so a plan's bytes across nodes "
+        f"are {1 - even / traced:.0%} too few for such routing. Small, briefly trained, and on one kind of text: this "
+        "shows which way the differences go, not how large V3's own are."
     )
 
 

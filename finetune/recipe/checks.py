@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..engines import find_engine_mistakes, find_expert_parallel_mistakes
 from ..errors import DataError
+from ..vllm_settings import find_vllm_mistakes
 from .sections import ModelSettings, OutputSettings
 
 if TYPE_CHECKING:
     from .stages import (
         DistillRecipe,
-        GrpoRecipe,
         ReasoningRecipe,
         Recipe,
         RolloutRecipe,
@@ -72,7 +72,7 @@ def _find_training_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[st
     if recipe.stage == "sft":
         yield from _find_sft_contradictions(cast("Recipe", recipe))
     elif recipe.stage == "grpo":
-        yield from _find_grpo_contradictions(cast("GrpoRecipe", recipe))
+        yield from find_vllm_mistakes(recipe)
     elif recipe.stage == "distill":
         yield from _find_distill_contradictions(cast("DistillRecipe", recipe))
 
@@ -178,17 +178,9 @@ def _find_sft_contradictions(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         yield "evaluation.lm_eval_limit", "has no effect without evaluation.lm_eval"
 
 
-def _find_grpo_contradictions(recipe: "GrpoRecipe") -> Iterator[tuple[str, str]]:
-    if recipe.trainer.get("use_vllm"):
-        for name in ("use_mtp", "replay_routing", "record_router"):
-            if getattr(recipe.rollout, name):
-                yield f"rollout.{name}", "is of seeklet's own rollouts, and trainer.use_vllm leaves them to vLLM"
-
-
 def _find_distill_contradictions(recipe: "DistillRecipe") -> Iterator[tuple[str, str]]:
+    yield from find_vllm_mistakes(recipe)
     trainer, settings = recipe.trainer, recipe.distillation
-    if trainer.get("use_vllm") and settings.use_mtp:
-        yield "distillation.use_mtp", "is of seeklet's own samples, and trainer.use_vllm leaves them to vLLM"
     if settings.alignment == "text" and trainer.get("beta", 1) != 1:
         yield (
             "trainer.beta",

@@ -139,6 +139,7 @@ MOVED = {
 # What progress bars, samplers and seeds take; far more than anyone means.
 _COUNT = Range(least=1, most=2**31 - 1)
 _SEED = Range(least=0, most=2**32 - 1)
+_PORT = Range(least=1, most=65535)
 
 
 class Narrowed(TypedDict, total=False):
@@ -176,7 +177,19 @@ class Narrowed(TypedDict, total=False):
     data_seed: Annotated[int, _SEED] | None
 
 
-class NarrowedInDistillation(TypedDict, total=False):
+class NarrowedForVllm(TypedDict, total=False):
+    """The same of what is left to vLLM."""
+
+    vllm_mode: Literal["colocate", "server"]
+    vllm_server_port: Annotated[int, _PORT]
+    vllm_group_port: Annotated[int, _PORT]
+    vllm_server_timeout: Annotated[float, ABOVE_ZERO]
+    vllm_gpu_memory_utilization: Annotated[float, Range(above=0, most=1)]
+    vllm_tensor_parallel_size: Annotated[int, _COUNT]
+    vllm_max_model_length: Annotated[int, _COUNT] | None
+
+
+class NarrowedInDistillation(NarrowedForVllm, total=False):
     """The same of DistillationConfig alone: other configs mean other things by these names."""
 
     beta: Annotated[float, SHARE]
@@ -186,10 +199,9 @@ class NarrowedInDistillation(TypedDict, total=False):
     top_k: Annotated[int, Range(least=0, most=2**31 - 1)]
     min_p: Annotated[float, SHARE] | None
     max_completion_length: Annotated[int, _COUNT]
-    vllm_mode: Literal["colocate", "server"]
 
 
-class NarrowedInReinforcement(TypedDict, total=False):
+class NarrowedInReinforcement(NarrowedForVllm, total=False):
     """The same of GRPOConfig alone."""
 
     # Its loss is near 0 whatever was learned; the mean reward of the held-out prompts says how good a model is.

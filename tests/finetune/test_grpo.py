@@ -209,7 +209,7 @@ def test_the_policy_with_the_most_reward_is_the_result(tmp_path: Path) -> None:
 
 def test_vllm_has_rollouts_of_its_own(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, rollout={"replay_routing": True}, trainer={"use_vllm": True})
-    with pytest.raises(RecipeError, match=r"rollout\.replay_routing: is of seeklet's own rollouts"):
+    with pytest.raises(RecipeError, match=r"rollout\.replay_routing: is of seeklet's own samples"):
         load(path)
 
 
