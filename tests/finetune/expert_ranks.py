@@ -57,6 +57,7 @@ def check_exchange(rank: int, world: int) -> None:
     from seeklet.modeling import kernelize
     from seeklet.modeling.expert_exchange import ExpertExchange
     from seeklet.modeling.expert_slices import ExpertSlice
+    from seeklet.modeling.kernelize import InTree
     from tests.modeling.nano import relative_error
 
     everyone: Any = dist.group.WORLD
@@ -68,7 +69,10 @@ def check_exchange(rank: int, world: int) -> None:
         for name, tensor in part.state_dict(keep_vars=True).items():
             tensor.data = own.of(whole.state_dict()[name]).clone()
         if kind == "kernels":
-            kernelize(part, "training", quiet=True)
+            # In place of the module's own forward, on its part.
+            kernel: Any = {"SeekletExperts": {"cpu": InTree("SeekletExperts")}}
+            (row,) = kernelize(part, "training", "cpu", mapping=kernel, quiet=True)
+            assert row.kernel is not None
         # Where it is to be idle, the last process has none of the experts that are chosen.
         chosen, dtype = max(TOP_K, EXPERTS // world) if kind == "idle" else EXPERTS, whole.down_proj.dtype
         dtype = torch.float32 if dtype == torch.float8_e4m3fn else dtype
