@@ -53,7 +53,12 @@ class Reply(NamedTuple):
     ending: Literal["finished", "limit", "interrupted"]
 
 
-def load(path: str, base: str | None = None, trust_remote_code: bool = False) -> Loaded:
+def load(
+    path: str,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: Literal["nf4", "fp4", "int8"] | None = None,
+) -> Loaded:
     """Return the model in a folder or on the Hub, the base model of an adapter's folder with the adapter, or what was
     trained last in a run's folder; on the GPUs there are.
 
@@ -71,7 +76,9 @@ def load(path: str, base: str | None = None, trust_remote_code: bool = False) ->
         tokenizer = place if has_tokenizer(adapter) else None
     elif base is not None:
         raise GenerationError(f"--base is {base}, but {path} is no adapter's folder; allowed: --base with an adapter")
-    settings = ModelSettings(path=source, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    settings = ModelSettings(
+        path=source, tokenizer=tokenizer, trust_remote_code=trust_remote_code, quantization=quantization
+    )
     try:
         # The tokenizer first: what is wrong with it is to be said before minutes of loading.
         found, model = load_tokenizer(settings), load_model(settings)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.color import ColorSystem
@@ -55,6 +55,10 @@ def chat(
         str | None,
         typer.Option(help="A template of seeklet's by name, or a .jinja file. Default: the tokenizer's own."),
     ] = None,
+    quantization: Annotated[
+        Literal["nf4", "fp4", "int8"] | None,
+        typer.Option(help="Hold the model's weights in 4 or 8 bits, as model.quantization of a recipe does."),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
     ] = False,
@@ -84,7 +88,7 @@ def chat(
         logging.disable_progress_bar()
     if seed is not None:
         torch.manual_seed(seed)
-    loaded = load(path, base, trust_remote_code)
+    loaded = load(path, base, trust_remote_code, quantization)
     template = find_template(loaded.tokenizer, chat_template)
     talk = Chat(loaded, template, ChatSettings(max_new_tokens, temperature, use_mtp), system)
     if question is not None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from seeklet.modeling.expert_slices import ExpertSlice
+from seeklet.modeling.expert_slices import ExpertSlice, whole_sizes
 
 from .data.prepare import Prepared, prepare
 from .evaluation.models import load_tokenizer, num_processes
@@ -150,7 +150,7 @@ def show_model(
 ) -> None:
     """Print what is trained and the memory that takes, beside the weights of a `teacher` where one is there then."""
     console.rule("model")
-    console.print(_describe_parameters(model))
+    console.print(_describe_parameters(model, recipe.model.quantization))
     if recipe.adapter is not None:
         console.print(adapted_table(model))  # pyright: ignore[reportArgumentType] (attach has returned a PeftModel)
     sharing = recipe.trainer.get("expert_parallel", 1)
@@ -204,14 +204,16 @@ def show_bytes(count: int) -> str:
     return f"{count / 1000:.3g} kB"
 
 
-def _describe_parameters(model: nn.Module) -> str:
-    parameters = list(model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+def _describe_parameters(model: nn.Module, quantization: str | None) -> str:
+    sizes = list(whole_sizes(model))
+    total = sum(size for _, size in sizes)
+    trained = sum(size for parameter, size in sizes if parameter.requires_grad)
     held: dict[str, int] = {}
-    for parameter in parameters:
+    for parameter, size in sizes:
         dtype = str(parameter.dtype).removeprefix("torch.")
-        held[dtype] = held.get(dtype, 0) + parameter.numel()
+        if parameter.dtype == torch.uint8 and quantization is not None:
+            dtype = quantization
+        held[dtype] = held.get(dtype, 0) + size
     dtypes = ", ".join(f"{count:,} in {dtype}" for dtype, count in held.items())
     return f"{total:,} parameters ({dtypes}); {trained:,} trained ({trained / total:.2%})"
 

@@ -1,5 +1,6 @@
 """What a recipe wants of bitsandbytes: `model.quantization`, as `from_pretrained` is asked for it, and optimizers."""
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,19 +13,28 @@ from seeklet.modeling.errors import ConfigError
 
 from .errors import RecipeError
 
+logger = logging.getLogger(__name__)
 # How the names of transformers' optimizers begin that are bitsandbytes' own.
 _OPTIMIZERS = ("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb")
 
 
-def check_optimizer(name: str) -> None:
-    """Check that transformers' optimizer of this name can be had.
+def check_optimizer(name: str, on_gpu: bool) -> None:
+    """Check that transformers' optimizer of this name can be had, and say where it is not all that its name says.
 
     Raises:
-        RecipeError: it is bitsandbytes', which is not installed.
+        RecipeError: it is bitsandbytes', which is not installed or has no such optimizer without a GPU.
     """
     if name.startswith(_OPTIMIZERS) and find_spec("bitsandbytes") is None:
         needs = 'needs bitsandbytes, which is not installed; pip install "seeklet[quantization]"'
         raise RecipeError(f"trainer.optim: {name} {needs}")
+    if name.startswith("paged_") and not on_gpu:
+        unpaged = name.removeprefix("paged_")
+        # The one that asks CUDA for memory wherever it is.
+        if unpaged.startswith("ademamix"):
+            raise RecipeError(
+                f"trainer.optim: {name} needs a GPU, whose driver pages its state; allowed here: {unpaged}"
+            )
+        logger.warning("trainer.optim: %s pages nothing without a GPU; its state stays in main memory", name)
 
 
 def quantized_by(quantization: str, config: PreTrainedConfig, dtype: torch.dtype | str) -> dict[str, Any]:

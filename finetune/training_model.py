@@ -41,7 +41,8 @@ def build_training_model(recipe: TrainingRecipe, experts: ExpertSlice | None = N
         RecipeError: the model cannot be loaded or trained as the recipe says.
         CheckpointError: its files are damaged.
     """
-    check_optimizer(str(recipe.trainer.get("optim", "")))
+    on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu", False)
+    check_optimizer(str(recipe.trainer.get("optim", "")), on_gpu)
     model = load_for_training(recipe.model, experts)
     if recipe.stage in ON_TEXTS:
         model = use_head_loss(model)

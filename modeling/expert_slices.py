@@ -66,11 +66,15 @@ def _kept(read: Read, per_part: int | None, kept: ExpertSlice) -> Read | None:
 
 
 def whole_sizes(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
-    """Yield each parameter and how many numbers it has in all processes that share the experts of `model`."""
+    """Yield each parameter and how many weights it holds in all processes that share the experts of `model`.
+
+    Of quantised ones, which are bytes, those that the bytes stand for: two of 4 bits in each.
+    """
     shares: dict[int, int] = {}
     for module in model.modules():
-        if is_fused_experts(module):
-            for parameter in module.parameters(recurse=False):
-                shares[id(parameter)] = getattr(module, "num_experts", parameter.shape[0]) // parameter.shape[0]
+        fused, is_4_bit = is_fused_experts(module), getattr(module, "quantization", None) != "int8"
+        for parameter in module.parameters(recurse=False):
+            parts = getattr(module, "num_experts", parameter.shape[0]) // parameter.shape[0] if fused else 1
+            shares[id(parameter)] = parts * (2 if is_4_bit and parameter.dtype == torch.uint8 else 1)
     for parameter in model.parameters():
-        yield parameter, parameter.numel() * shares.get(id(parameter), 1)
+        yield parameter, parameter.numel() * shares[id(parameter)]

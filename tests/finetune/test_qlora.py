@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from seeklet.finetune.lora.files import load_adapter
 from seeklet.finetune.recipe import load_recipe
 from seeklet.finetune.training_model import build_training_model
+from seeklet.modeling.expert_slices import whole_sizes
 from seeklet.modeling.kernels.block_fp8.reference import quantize
 from seeklet.modeling.quantized import QuantizedExperts
 from tests.finetune.conftest import RunHere
@@ -103,9 +104,14 @@ def test_merged_by_recipe_in_another_dtype(trained: Path, tmp_path: Path, dtype:
 def test_the_adapter_is_evaluated_and_answers(trained: Path, run_here: RunHere) -> None:
     code, _, errors = run_here("evaluate", str(trained / "recipe.yaml"))
     assert code == 0, errors
+    assert "loss (nats per token)" in (trained / "run" / "evaluation.md").read_text()
+    chatted = ("chat", str(trained / "run"), "--quantization", "nf4", "--prompt", "Where?", "--max-new-tokens", "3")
+    code, _, errors = run_here(*chatted)
+    assert code == 0 and "3 tokens" in errors, errors
     merged = trained / "again"
     code, _, errors = run_here("merge", str(trained / "run" / "adapter"), "--out", str(merged))
-    assert code == 0 and (merged / "model.safetensors").is_file(), errors
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (merged, trained / "run" / "merged"))
+    assert code == 0 and all(torch.equal(ours[name], tensor) for name, tensor in theirs.items()), errors
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -145,6 +151,25 @@ def test_refused(tmp_path: Path, run_here: RunHere, changes: tuple[str, ...], sa
     code, _, errors = run_here("train", str(qlora(tmp_path)), *changes)
     assert code == 2 and said in " ".join(errors.split()), errors
     assert "Traceback" not in errors and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_weights_are_counted_not_bytes(tmp_path: Path, run_here: RunHere, quantization: str) -> None:
+    recipe = qlora(tmp_path)
+    plain = build_training_model(load_recipe(recipe, ["model.quantization=null"]))
+    total = sum(parameter.numel() for parameter in plain.parameters())
+    code, said, errors = run_here("train", str(recipe), f"model.quantization={quantization}", "--dry-run")
+    assert code == 0 and f"{total:,} parameters (" in said and f" in {quantization}); " in said, said + errors
+    model = build_training_model(load_recipe(recipe, [f"model.quantization={quantization}"]))
+    assert sum(size for _, size in whole_sizes(model)) == total
+
+
+def test_a_paged_optimizer_without_a_gpu(tmp_path: Path, run_here: RunHere, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = qlora(tmp_path)
+    build_training_model(load_recipe(recipe, ["trainer.optim=paged_adamw_8bit"]))
+    assert "paged_adamw_8bit pages nothing without a GPU" in caplog.text
+    code, _, errors = run_here("train", str(recipe), "trainer.optim=paged_ademamix_8bit")
+    assert code == 2 and "paged_ademamix_8bit needs a GPU" in errors and "allowed here: ademamix_8bit" in errors, errors
 
 
 def test_rows_that_cannot_be_cut_into_blocks(tmp_path: Path, run_here: RunHere) -> None:
