@@ -20,6 +20,7 @@ from .lora.attach import adapted_table
 from .metrics import keep_until
 from .recipe import TrainingRecipe, as_yaml
 from .run_folder import RunFolder, check_run_folder, locked
+from .step_rows import write_rows
 from .training_model import describe
 
 R = TypeVar("R", bound=TrainingRecipe)
@@ -62,8 +63,10 @@ class Run(Generic[R]):
     def begin(self) -> None:
         """Make the folder a run's, and say where it goes on from; all that can be checked has been."""
         if self.is_main:
-            self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            # First, because anything else without it is no run, and a folder with files that are no run's is refused.
             write_text(self.folder.recipe, as_yaml(self.recipe))
+            write_rows(self.folder.path, self.recipe.trainer)
+            self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
             if self.folder.metrics.exists():
                 keep_until(self.folder.metrics, step_of(self.checkpoint) if self.checkpoint else 0)
         if self.checkpoint is not None:

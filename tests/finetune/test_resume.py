@@ -1,15 +1,21 @@
 """A training that is killed with SIGKILL, wherever it is, and resumed is the uninterrupted one, bit by bit."""
 
+import io
 import json
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from seeklet.finetune.recipe import load_recipe
+from seeklet.finetune.run import Run
+from seeklet.finetune.run_folder import RunFolder, check_run_folder
 from tests.finetune.sft_runs import plain_entries, run, start, write_recipe
 from tests.modeling.tensors import assert_same
 from tests.modeling.test_checkpoint_resume import optimizer_state
@@ -110,3 +116,17 @@ def test_resuming_what_is_done_changes_nothing(uninterrupted: tuple[str, Path], 
     run(recipe, resume=True)
     assert_same_run(tmp_path / "run", expected)
     assert all(path.stat().st_mtime < before for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_killed_as_it_begins_it_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is the first thing it writes: a folder that holds files and no run would be refused."""
+    recipe: Any = load_recipe(write_recipe(tmp_path, adapter=ADAPTER))
+
+    def is_killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("seeklet.finetune.run.write_text", is_killed)
+    process = SimpleNamespace(process_index=0)
+    with pytest.raises(KeyboardInterrupt):
+        Run(recipe, RunFolder.of(recipe), process, Console(file=io.StringIO()), None).begin()
+    check_run_folder(recipe, resume=False)
