@@ -13,6 +13,7 @@ from .checkpoints import last_checkpoint, remove_unfinished, step_of
 from .errors import RecipeError, TrainingError
 from .recipe import TrainingRecipe, as_yaml
 from .recipe.checks import CACHE
+from .step_rows import BATCH_SETTINGS, check_rows
 
 # Of the trainer's settings, those that may change when a run goes on: they change no weight.
 FREE_TRAINER_SETTINGS = (
@@ -108,7 +109,7 @@ def check_run_folder(recipe: TrainingRecipe, resume: bool) -> RunFolder:
 
     Raises:
         RecipeError: there is something in the folder and the run is not to go on; or it is to go on, and the folder
-            holds no run, or one of another recipe.
+            holds no run, or one of another recipe, or of steps with another number of rows.
     """
     folder = RunFolder.of(recipe)
     found = _entries(folder.path)
@@ -120,7 +121,8 @@ def check_run_folder(recipe: TrainingRecipe, resume: bool) -> RunFolder:
         what = "holds no run (no recipe.yaml)" if found else "does not exist or is empty"
         raise RecipeError(f"output.dir: {folder.path} {what}, so there is nothing to go on with; leave out --resume")
     changed = changed_keys(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), yaml.safe_load(as_yaml(recipe)))
-    if changed:
+    only_batches = {key for key, _, _ in changed} <= {f"trainer.{name}" for name in BATCH_SETTINGS}
+    if changed and not (only_batches and check_rows(folder.path, recipe.trainer)):
         key, before, now = changed[0]
         more = f", and {len(changed) - 1} more keys differ" if len(changed) > 1 else ""
         raise RecipeError(

@@ -1,5 +1,6 @@
 """Engines: what excludes what is said in a line, and a process that is killed ends the run, which can go on."""
 
+import json
 import os
 import re
 import signal
@@ -73,6 +74,11 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path: Path
     assert "seeklet/finetune" not in re.sub(r".*torch/.*", "", said), "a traceback of ours"
     checkpoint = last_checkpoint(checkpoints)
     assert checkpoint is not None and 2 <= step_of(checkpoint) < 40
-    run(recipe, resume=True)
+    # One process goes on, with twice as many batches a step.
+    run(write_recipe(tmp_path, trainer=trainer | {"gradient_accumulation_steps": 2}), resume=True)
     last = last_checkpoint(checkpoints)
     assert last is not None and step_of(last) == 40
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    # Of one process a step is as much of an epoch as it was of two.
+    epochs = [entry["epoch"] for entry in entries if "loss" in entry]
+    assert epochs == pytest.approx([step * epochs[0] for step in range(1, 41)])

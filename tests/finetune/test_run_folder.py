@@ -13,6 +13,7 @@ from seeklet.finetune.data.settings import DataSettings
 from seeklet.finetune.errors import RecipeError, TrainingError
 from seeklet.finetune.recipe import ModelSettings, OutputSettings, Recipe, as_yaml
 from seeklet.finetune.run_folder import RunFolder, changed_keys, check_run_folder, locked
+from seeklet.finetune.step_rows import write_rows
 
 
 def make_recipe(folder: Path, **changes: Any) -> Recipe:
@@ -82,6 +83,36 @@ def test_another_recipe_does_not_go_on_in_its_place(tmp_path: Path) -> None:
     changed = replace(changed, adapter=None, data=replace(recipe.data, seed=4))
     with pytest.raises(RecipeError, match=r"data\.seed: is 4, but .* began with 0, and 2 more keys differ"):
         check_run_folder(changed, resume=True)
+
+
+def test_steps_of_as_many_rows_may_be_made_up_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of 2 x 2 rows, then one: of 2 x 4 or 4 x 2, and of nothing else."""
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    recipe = make_recipe(tmp_path, trainer=batches)
+    RunFolder(tmp_path).recipe.write_text(as_yaml(recipe))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write_rows(tmp_path, recipe.trainer)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for micro, accumulation in ((2, 4), (4, 2), (1, 8)):
+        other = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        check_run_folder(replace(recipe, trainer=other), resume=True)
+    for other, words in (
+        (
+            {"gradient_accumulation_steps": 3},
+            "1 processes x 2 rows x 3 make 6 rows a step, but the run in .* has 8; go on ",
+        ),
+        ({"gradient_accumulation_steps": 3}, "go on with trainer.gradient_accumulation_steps=4"),
+        ({"per_device_train_batch_size": 3}, "go on with a divisor of 8 processes"),
+        ({"gradient_accumulation_steps": 4, "learning_rate": 1.0}, "and 1 more keys differ"),
+        # Rows are grouped within a process's own batches there.
+        (
+            {"gradient_accumulation_steps": 4, "train_sampling_strategy": "group_by_length"},
+            "a run goes on with what it",
+        ),
+    ):
+        with pytest.raises(RecipeError, match=words) as found:
+            check_run_folder(replace(recipe, trainer=batches | other), resume=True)
+        assert "\n" not in str(found.value)
 
 
 def test_changed_keys() -> None:
