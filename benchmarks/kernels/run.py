@@ -97,8 +97,8 @@ def compare(case: Case, repeats: int, device: torch.device) -> Measured:
         else:
             medians[label] = statistics.median(times)
             lines.append(_line(case, label, times, medians))
-        gc.collect()
         if device.type != "cpu":
+            gc.collect()
             torch.cuda.empty_cache()
     if case.target is not None and "ours" in medians:
         measured, is_enough = case.target.reached(case, medians)
