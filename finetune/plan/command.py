@@ -87,6 +87,8 @@ def plan(
     if recipe is None:
         raise RecipeError("a recipe is missing: seeklet plan RECIPE --gpu h200 --num-gpus 8; or ask for --study")
     _check_numbers(efficiency, price, network, tokens)
+    if calibrate and efficiency is not None:
+        raise RecipeError("--calibrate measures what --efficiency gives; leave one of the two out")
     from .cluster import make_cluster
     from .fit import largest_micro_batch, largest_sequence, rank_changes
     from .plan import make_plan
@@ -105,16 +107,13 @@ def plan(
         def say(what: str) -> None:
             status.update(f"planning: {what}")
 
+        calibration = None
         if calibrate:
-            if efficiency is not None:
-                raise RecipeError("--calibrate measures what --efficiency gives; leave one of the two out")
             from .calibrate import measure_efficiency
 
             say("measuring a short run here")
-            measured = measure_efficiency()
-            talk.print(measured.describe(), soft_wrap=True)
-            efficiency = measured.efficiency
-        found = make_plan(request, cluster, efficiency or EFFICIENCY, tokens, say=say)
+            calibration = measure_efficiency()
+        found = make_plan(request, cluster, efficiency or EFFICIENCY, tokens, calibration=calibration, say=say)
         model = request.build()
         say("what is the largest that fits")
         largest = largest_micro_batch(found, model), largest_sequence(found, model)

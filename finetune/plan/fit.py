@@ -54,7 +54,7 @@ def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> lis
         same = _passes_as(before) == _passes_as(now)
         gathers_else = before.layout != now.layout and before.recipe.model.dtype == "float32"
         reused = plan.activations if same and not gathers_else else None
-        changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused)
+        changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused, plan.calibration)
         factor = _price(changed) / _price(plan)
         if changed.fits and (not plan.fits or factor < 0.99):
             found.append(Change(what, changed.memory, True, factor))

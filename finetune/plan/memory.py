@@ -8,9 +8,10 @@ from torch import nn
 from ..memory import count_bytes, count_optimizer_bytes, count_paged_bytes
 from .activations import Activations, logits_bytes, trace_whole
 from .cluster import Cluster
+from .companions import find_companions, sampler_share
 from .counts import cache_numbers
 from .deepening import find_layers
-from .request import Request, samples_per_process
+from .request import Request, samples_per_process, setting
 
 # Assumed, and stated in every plan: what PyTorch's allocator cannot reuse of what comes and goes, and what CUDA, cuBLAS
 # and NCCL take themselves.
@@ -27,6 +28,10 @@ class GpuMemory:
     weights: int
     gradients: int
     optimizer: int
+    companion: int
+    """Weights of a reference model or teacher."""
+    sampler: int
+    """Of a vLLM in the same process, which keeps it for its weights and cache."""
     gathered: int
     """Whole layers that FSDP has gathered for the moment."""
     activations: int
@@ -39,7 +44,8 @@ class GpuMemory:
     @property
     def total(self) -> int:
         """Return what must be there at once."""
-        held = self.weights + self.gradients + self.optimizer + self.gathered + self.fragmentation
+        held = self.weights + self.gradients + self.optimizer + self.companion + self.sampler + self.gathered
+        held += self.fragmentation
         return held + max(self.activations + self.logits, self.kv_cache)
 
     def parts(self) -> dict[str, int]:
@@ -80,10 +86,15 @@ def plan_memory(request: Request, cluster: Cluster, model: nn.Module, activation
         share = min(1.0, 1 / number + 1 / (activations.num_dense + activations.num_sparse))
         weights = min(weights, weights // number + layer // 2)
         gradients, optimizer = -(-gradients // number), -(-optimizer // number)
+    companion = find_companions(request).weights
+    if request.layout in ("fsdp", "layers"):
+        companion //= number
+    sampler = int(sampler_share(request) * cluster.gpu.memory_bytes)
     head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     logits = logits_bytes(request, any(p.requires_grad for p in head.parameters()))
     whole = activations.of(batch, share)
-    rows = samples_per_process(request)
+    # vLLM's cache is in its share, and a server's elsewhere.
+    rows = 0 if setting(request.recipe, "use_vllm", False) else samples_per_process(request)
     cache = rows * request.tokens * cache_numbers(request.config) * request.compute_dtype.itemsize
     if request.layout == "layers":
         cache //= number
@@ -92,6 +103,8 @@ def plan_memory(request: Request, cluster: Cluster, model: nn.Module, activation
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
+        companion=companion,
+        sampler=sampler,
         gathered=gathered,
         activations=max(0, whole - logits),
         logits=logits,

@@ -6,8 +6,10 @@ from typing import Any
 
 from ..memory import count_bytes
 from .activations import Activations, fit_activations
+from .calibrate import Calibration
 from .cluster import Cluster
 from .communication import NO_TRAFFIC, Traffic, layer_traffic, sharded_traffic, training_expert_traffic
+from .companions import find_companions
 from .counts import Counts, TokenFlops, cache_numbers, count_flops, count_parameters
 from .loading import Loading, plan_loading
 from .memory import GpuMemory, plan_memory
@@ -37,6 +39,8 @@ class Plan:
     decode_s: float
     """GPU-seconds per token of sampling, in reinforcement learning."""
     efficiency: float
+    calibration: Calibration | None
+    """What the efficiency was measured by; None where it is assumed or given."""
     tokens: float | None
     """Of the whole run, where the recipe says so."""
     bill: Bill
@@ -64,9 +68,15 @@ def make_plan(
     efficiency: float = EFFICIENCY,
     tokens: float | None = None,
     activations: Activations | None = None,
+    calibration: Calibration | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """Return the plan of a request; `activations` are traced unless they are given, and `say` is told of it."""
+    """Return the plan of a request, at the efficiency of `calibration` where there is one.
+
+    `activations` are traced unless they are given, and `say` is told of it.
+    """
+    if calibration is not None:
+        efficiency = calibration.efficiency
     if activations is None:
         activations = fit_activations(request, say)
     say("counting parameters")
@@ -76,6 +86,8 @@ def make_plan(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     work = Work(1.0 if request.adapts else 2.0, 1.0 if request.checkpointing else 0.0)
     compute = seconds_per_token(flops, work, cluster.gpu, efficiency)
+    companions = find_companions(request)
+    compute += companions.flops_per_token / (cluster.gpu.tflops_bf16 * 1e12 * efficiency)
     traffic = _traffic(request, cluster, model, count_bytes(trained))
     if request.layout == "layers":
         # One GPU works at a time.
@@ -101,6 +113,7 @@ def make_plan(
         waiting_s=waiting,
         decode_s=decode,
         efficiency=efficiency,
+        calibration=calibration,
         tokens=tokens,
         bill=bill,
     )

@@ -28,7 +28,7 @@ def draw_memory(plan: Plan, changes: Sequence[Change], target: Path) -> None:
     figure.set_size_inches(max(6.5, 2.0 * len(shown) + 3.5), 4.6)
     places = range(len(shown))
     bottoms = [0.0] * len(shown)
-    colours = (*COLOURS, "#999999")
+    colours = (*COLOURS[:3], "#E7298A", "#666666", *COLOURS[3:], "#999999")
     for (part, label), colour in zip(PART_NAMES.items(), colours, strict=True):
         sizes = [parts[part] / 1e9 for _, parts in shown]
         if any(sizes):

@@ -9,12 +9,15 @@ from rich.table import Table
 from .fit import Change
 from .memory import CONTEXT_BYTES, FRAGMENTATION_SHARE
 from .plan import Plan
-from .request import LAYOUTS, missing_engines
+from .request import LAYOUTS, Request, missing_engines, samples_per_process
+from .speed import BANDWIDTH_EFFICIENCY, EFFICIENCY
 
 PART_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer",
+    "companion": "reference or teacher",
+    "sampler": "vLLM (its weights and cache)",
     "gathered": "layers gathered (FSDP)",
     "activations": "activations",
     "logits": "logits",
@@ -36,13 +39,15 @@ def show_plan(plan: Plan, largest: tuple[int, int], changes: list[Change], conso
     modules = f", {_number(counts.mtp)} more in multi-token prediction" if counts.mtp else ""
     console.print(
         f"parameters: {_number(counts.total)}, of which a token passes {_number(counts.active)}{modules}; trained: "
-        f"{_number(plan.trained)} ({share:.2%})"
+        f"{_number(plan.trained)} ({share:.2%})",
+        soft_wrap=True,
     )
+    console.print(_verdict(plan, largest), style=f"bold {'green' if plan.fits else 'red'}", soft_wrap=True)
     console.print(_memory_table(plan))
-    console.print(_verdict(plan, largest), style="bold")
     console.print(_work_table(plan))
     for line in (*assumptions(plan), *missing_engines(request.recipe)):
-        console.print(f"- {line}", soft_wrap=True)
+        # A package's extras stand in brackets, as markup does.
+        console.print(f"- {line}", soft_wrap=True, markup=False)
     if changes:
         console.print("What would make it fit:" if not plan.fits else "What would cost less:")
         for change in changes:
@@ -56,14 +61,37 @@ def assumptions(plan: Plan) -> list[str]:
     """Return what a plan assumes rather than counts, a line each."""
     gpu = plan.cluster.gpu
     price = "no price is known for it; pass --price" if gpu.price_per_hour is None else gpu.price_source
-    return [
-        f"assumed: {plan.efficiency:.0%} of {gpu.tflops_bf16:g} TFLOP/s in bf16 (--efficiency); measured nowhere "
-        "yet for seeklet on a GPU, and at large scale by DeepSeek (39 %) and Meta (38-43 %)",
+    host = plan.loading
+    waiting = f", {host.host_in_training / 1e9:,.0f} GB in training" if host.host_in_training else ""
+    lines = [
+        _efficiency_line(plan),
         f"assumed: fragmentation of {FRAGMENTATION_SHARE:.0%} of what comes and goes, {CONTEXT_BYTES / 2**30:g} GiB "
         f"for CUDA; energy at {gpu.tdp_w:g} W a GPU, without host and cooling",
         f"price: {'' if gpu.price_per_hour is None else f'{gpu.price_per_hour:g} USD an hour, '}{price}",
-        "counted: parameters on the meta device; activations by traced steps of shallow versions of the model",
+        "counted: parameters on the meta device; activations by traced steps of shallow versions of the model; in the "
+        f"host's memory, a node needs {host.host / 1e9:,.1f} GB to load the weights{waiting}",
     ]
+    if plan.decode_s:
+        rows = samples_per_process(plan.request)
+        lines.append(
+            f"assumed of sampling: every sample is as long as the longest, {plan.request.tokens:,} tokens with its "
+            f"prompt, {rows:,} at a time on each GPU; weights and cache are read at {BANDWIDTH_EFFICIENCY:.0%} of "
+            f"{plan.cluster.gpu.bandwidth_gb_per_s:,.0f} GB/s"
+        )
+    return lines
+
+
+def _efficiency_line(plan: Plan) -> str:
+    gpu, calibration = plan.cluster.gpu, plan.calibration
+    of = f"of {gpu.tflops_bf16:g} TFLOP/s in bf16"
+    if calibration is not None:
+        return f"measured: {calibration.describe()}; taken for the share {of} of the {gpu.name}"
+    if plan.efficiency != EFFICIENCY:
+        return f"given: {plan.efficiency:.0%} {of} (--efficiency)"
+    return (
+        f"assumed: {plan.efficiency:.0%} {of} (--efficiency, --calibrate); not yet run for seeklet on a GPU, and "
+        "measured at large scale by DeepSeek (39 %) and Meta (38-43 %)"
+    )
 
 
 def as_json(plan: Plan, largest: tuple[int, int], changes: list[Change]) -> dict[str, Any]:
@@ -78,11 +106,13 @@ def as_json(plan: Plan, largest: tuple[int, int], changes: list[Change]) -> dict
         "tokens_per_sequence": request.tokens,
         "parameters": {**asdict(plan.counts), "trained": plan.trained},
         "memory_per_gpu": {**plan.memory.parts(), "total": plan.memory.total, "available": gpu.memory_bytes},
+        "loading": asdict(plan.loading),
         "fits": plan.fits,
         "largest_micro_batch": largest[0],
         "largest_sequence": largest[1],
         "flops_forward_per_token": plan.flops.forward,
         "efficiency": plan.efficiency,
+        "calibration": None if plan.calibration is None else asdict(plan.calibration),
         "tokens_per_s": plan.tokens_per_s,
         "gpu_seconds_per_token": {
             "computing": plan.compute_s,
@@ -125,29 +155,39 @@ def _work_table(plan: Plan) -> Table:
     table.add_row("GPU hours", f"{bill.gpu_hours:,.1f}")
     table.add_row("energy", f"{bill.energy_kwh:,.1f} kWh")
     table.add_row("cost", "no price known" if bill.cost is None else f"{bill.cost:,.2f} USD")
-    for name, seconds in (("computing", plan.compute_s), ("waiting", plan.waiting_s), ("sampling", plan.decode_s)):
+    waiting = "for other GPUs' layers" if plan.request.layout == "layers" else "for traffic"
+    parts = (("training", plan.compute_s), (f"waiting {waiting}", plan.waiting_s), ("sampling", plan.decode_s))
+    for name, seconds in parts:
         if seconds:
             table.add_row(f"of it {name}", f"{seconds / per_token:.0%}")
     traffic = plan.traffic
     if traffic.within_node or traffic.across_nodes:
-        table.add_row("sent per token within the node", f"{traffic.within_node / 1e3:,.1f} kB")
-        table.add_row("sent per token to other nodes", f"{traffic.across_nodes / 1e3:,.1f} kB")
+        # As fast as all GPUs together are, each passes its share of the tokens.
+        each = plan.tokens_per_s / plan.cluster.num_gpus
+        for link, sent, speed in (
+            ("within the node", traffic.within_node, plan.cluster.gpu.nvlink_gb_per_s),
+            ("to other nodes", traffic.across_nodes, plan.cluster.gpu.network_gb_per_s),
+        ):
+            if sent:
+                what = f"{sent / 1e3:,.1f} kB, {sent * each / 1e9:.3g} of {speed:g} GB/s"
+                table.add_row(f"a GPU sends {link}, per token", what)
     return table
 
 
 def _verdict(plan: Plan, largest: tuple[int, int]) -> str:
-    request = plan.request
+    request, available = plan.request, plan.cluster.gpu.memory_bytes
     now = f"{request.micro_batch} x {request.tokens:,} tokens at a time"
-    if not plan.fits:
-        over = (plan.memory.total - plan.cluster.gpu.memory_bytes) / 1e9
-        return f"Does not fit: {now} need {over:.1f} GB more than a GPU has. Fits at most: {_most(request, largest)}."
-    return f"Fits: {now}. At most: {_most(request, largest)}."
+    free = (available - max(plan.memory.total, plan.loading.gpu)) / 1e9
+    if plan.fits:
+        return f"FITS: {now}, {free:.1f} GB of each GPU are left. The most: {_most(request, largest)}."
+    when = "" if plan.memory.total > available else " while loading"
+    least = _most(request, largest) if any(largest) else "nothing, however short"
+    return f"DOES NOT FIT: {now} need {-free:.1f} GB more than a GPU has{when}. What fits: {least}."
 
 
-def _most(request: Any, largest: tuple[int, int]) -> str:
-    if not largest[0] and not largest[1]:
-        return "nothing"
-    return f"micro-batches of {largest[0]:,} at {request.tokens:,} tokens, or one sequence of {largest[1]:,}"
+def _most(request: Request, largest: tuple[int, int]) -> str:
+    micro_batch = f"micro-batches of {largest[0]:,} at {request.tokens:,} tokens" if largest[0] else ""
+    return " or ".join(filter(None, (micro_batch, f"one sequence of {largest[1]:,} tokens" if largest[1] else "")))
 
 
 def _number(value: float) -> str:

@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..lora.attach import attach
 from ..losses import use_head_loss
 from ..memory import OPTIMIZER_STATES
-from ..recipe import GrpoRecipe, TrainingRecipe, read_recipe
+from ..recipe import DistillRecipe, GrpoRecipe, TrainingRecipe, read_recipe
 from ..recipe.yaml_text import Problems, apply_overrides, read_recipe_file
 from ..training_model import freeze_unreached, mtp_mode, set_losses
 from .cluster import Cluster
@@ -72,7 +72,7 @@ class Request:
     expert_parallel: int = 1
     offload: bool = False
     """Whether weights, gradients and optimizer wait in the host's memory (FSDP)."""
-    built: dict[Any, PreTrainedModel] = field(default_factory=dict, repr=False, compare=False)
+    built: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """Models that were made; requests made from this one by `with_changes` share them."""
 
     @property
@@ -169,7 +169,7 @@ def make_request(
     own = int(recipe.trainer.get("expert_parallel", 1))
     layout, expert_parallel = layout or _usual_layout(recipe, cluster), expert_parallel or own
     _check_layout(recipe, config, cluster, layout, expert_parallel)
-    optimizer = str(_setting(recipe, "optim"))
+    optimizer = str(setting(recipe, "optim"))
     if optimizer not in OPTIMIZER_STATES:
         known = ", ".join(sorted(OPTIMIZER_STATES))
         raise RecipeError(f"trainer.optim is {optimizer}, whose memory nobody has counted; allowed in a plan: {known}")
@@ -185,9 +185,9 @@ def make_request(
         recipe=recipe,
         config=config,
         layout=layout,
-        micro_batch=int(_setting(recipe, "per_device_train_batch_size")),
+        micro_batch=int(setting(recipe, "per_device_train_batch_size")),
         tokens=tokens or _longest(recipe),
-        accumulation=int(_setting(recipe, "gradient_accumulation_steps")),
+        accumulation=int(setting(recipe, "gradient_accumulation_steps")),
         checkpointing=bool(recipe.trainer.get("gradient_checkpointing", True)),
         optimizer=optimizer,
         compute_dtype=torch.bfloat16 if bf16 else held,
@@ -257,11 +257,13 @@ def _check_layout(
         )
 
 
-def _setting(recipe: TrainingRecipe, name: str) -> Any:
-    """Return a setting of the trainer as the recipe, or else TRL, has it."""
+def setting(recipe: TrainingRecipe, name: str, other: Any = None) -> Any:
+    """Return a setting of the trainer as the recipe, or else TRL, has it; `other` where its stage has no such one."""
     if name in recipe.trainer:
         return recipe.trainer[name]
-    field = _CONFIGS[recipe.stage].__dataclass_fields__[name]
+    field = _CONFIGS[recipe.stage].__dataclass_fields__.get(name)
+    if field is None:
+        return other
     value = field.default_factory() if callable(field.default_factory) else field.default
     return getattr(value, "value", value)
 
@@ -270,10 +272,15 @@ def _longest(recipe: TrainingRecipe) -> int:
     section: Any = getattr(recipe, "data", None) or getattr(recipe, "prompts", None)
     longest = section.max_tokens or 1024
     if recipe.stage in ("grpo", "distill"):
-        longest += int(_setting(recipe, "max_completion_length") or 256)
+        longest += int(setting(recipe, "max_completion_length") or 256)
     return longest
 
 
 def samples_per_process(request: Request) -> int:
-    """Return how many samples a process generates at a time, in reinforcement learning; 0 elsewhere."""
-    return request.micro_batch * request.accumulation if isinstance(request.recipe, GrpoRecipe) else 0
+    """Return how many samples a process generates at a time; 0 where none are.
+
+    GRPO samples for a whole step at once, distillation for one pass.
+    """
+    if isinstance(request.recipe, GrpoRecipe):
+        return request.micro_batch * request.accumulation
+    return request.micro_batch if isinstance(request.recipe, DistillRecipe) else 0

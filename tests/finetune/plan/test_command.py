@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from seeklet.finetune.cli import build_app
 from seeklet.finetune.demo.nano import teacher_config
 from seeklet.finetune.errors import RecipeError
+from seeklet.finetune.plan import calibrate, plan
+from seeklet.finetune.plan.activations import Activations
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 V3 = str(RECIPES / "sft_deepseek-v3_chat_8xh200.yaml")
@@ -44,7 +46,21 @@ def test_plan_as_json_and_png(recipe, tmp_path):
     weights = memory["weights"]
     assert memory["gradients"] < weights and memory["optimizer"] == 2 * memory["gradients"]
     assert memory["total"] == sum(size for part, size in memory.items() if part not in ("total", "available"))
+    assert found["calibration"] is None and found["assumptions"][0].startswith("assumed: 40%")
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrated_plan(recipe, monkeypatch):
+    """A short run here, in place of the 40 % that are assumed: the hours follow."""
+    monkeypatch.setattr(calibrate, "_CPU_SIZES", calibrate._CPU_SIZES | {"vocab_size": 512, "hidden_size": 128})
+    monkeypatch.setattr(plan, "fit_activations", lambda *_: Activations(0.0, 0.0, 0.0, 0.0, 1, 2))
+    found = json.loads(run(str(recipe), "--gpu", "h100", "--calibrate", "--json").stdout)
+    measured = found["calibration"]
+    assert found["efficiency"] == pytest.approx(min(1, measured["step_flops"] / measured["peak_flops"])) != 0.4
+    # All weights, checkpointed: a pass forward, one more, and twice that back.
+    seconds = 4 * found["flops_forward_per_token"] / (989.4e12 * found["efficiency"])
+    assert found["gpu_seconds_per_token"]["computing"] == pytest.approx(seconds)
+    assert found["assumptions"][0].startswith(f"measured: {found['efficiency']:.0%}, on this CPU")
 
 
 @pytest.mark.parametrize(
