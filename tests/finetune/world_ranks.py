@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 Engine = Literal["ddp", "fsdp"]
 
@@ -18,6 +20,23 @@ FSDP = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
 }
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps the whole gradients of a run's first step, as the optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Gather what is spread over processes, all of which take part."""
+        if not self.found:
+            grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+            self.found = {
+                name: (grad.full_tensor() if isinstance(grad, DTensor) else grad).clone()
+                for name, grad in grads.items()
+                if grad is not None
+            }
 
 
 def make(folder: Path, world: int, adapts: bool = False, **settings: Any) -> Any:
@@ -52,10 +71,13 @@ def join(folder: Path, engine: Engine, world: int, rank: int, port: str, adapts:
         os.environ |= FSDP
         shard_on_cpu()
     trainer = make(folder, world, adapts)
+    gradients = FirstGradients()
+    trainer.add_callback(gradients)
     assert trainer.is_fsdp_enabled == (engine != "ddp") and trainer.accelerator.num_processes == world
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.save_trained(folder / "model")
     torch.save(losses(trainer), folder / f"rank{rank}.pt")
+    torch.save(gradients.found, folder / f"gradients{rank}.pt")
 
 
 def enter(world: int, rank: int, port: str, per_node: int | None = None) -> None:
