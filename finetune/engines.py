@@ -35,7 +35,7 @@ def find_engine_mistakes(quantization: str | None) -> Iterator[tuple[str, str]]:
             f"is {quantization}, and {engines[0]} does not share out quantised weights; {advice}",
         )
     if uses_deepspeed() and find_spec("deepspeed") is None:
-        advice = "pip install deepspeed, or start it with recipes/accelerate/fsdp2_8gpu.yaml"
+        advice = "pip install 'seeklet[deepspeed]', or start it with recipes/accelerate/fsdp2_8gpu.yaml"
         yield "trainer", f"accelerate was started with DeepSpeed, which is not installed; {advice}"
 
 

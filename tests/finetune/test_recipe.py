@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from seeklet.finetune.adapter_settings import AdapterSettings
 from seeklet.finetune.data.settings import DataSettings
@@ -207,6 +208,10 @@ def test_accelerate_reads_its_configuration(file: Path) -> None:
     else:
         assert config.distributed_type == "DEEPSPEED" and f"zero{deepspeed['zero_stage']}" == name[1]
     assert (config.num_machines, config.num_processes) == (nodes, nodes * gpus)
+    line = ["--config_file", str(file), "--main_process_ip", "localhost", "-m", "seeklet.finetune", "train", "r.yaml"]
+    launched = _validate_launch_command(launch_command_parser().parse_args(line))[0]
+    assert (launched.num_machines, launched.num_processes) == (nodes, nodes * gpus)
+    assert (launched.use_fsdp, launched.use_deepspeed) == (name[1].startswith("fsdp2"), name[1].startswith("zero"))
     assert file.name in file.read_text(encoding="utf-8").splitlines()[0]
 
 
