@@ -40,6 +40,21 @@ def generation(model: Any) -> Any:
     return made
 
 
+class Engine:
+    """Takes what TRL loads into a vLLM of the training's own process, and looks at nothing but that."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, torch.Tensor] = {}
+        inner = SimpleNamespace(model_runner=SimpleNamespace(model=self))
+        self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=inner))
+
+    def load_weights(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        self.sent |= {name: tensor.detach().clone() for name, tensor in tensors}
+
+    def reset_prefix_cache(self) -> None:
+        pass
+
+
 def published(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     """Return what a saved model's main layers have on disk."""
     model.save_pretrained(folder)
@@ -74,6 +89,28 @@ def test_names_and_values_are_those_of_the_checkpoint(tmp_path: Path, targets: t
     for name, tensor in model.state_dict().items():
         if "e_score" not in name:
             torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_in_the_trainings_own_process_they_are_the_same() -> None:
+    """Experts one by one and not fused, router biases, an adapter merged; no multi-token prediction."""
+    model = attached(build(), *ALL)
+    bare, sent = model.get_base_model(), []
+    for mode in ("server", "colocate"):
+        sender = generation(model)
+        sender.mode, sender.enable_sleep_mode, sender.llm = mode, False, Engine()
+        send_published_names(sender, bare)
+        sender.sync_weights()
+        sent.append(sender.vllm_client.sent if mode == "server" else sender.llm.sent)
+    assert sent[0].keys() == sent[1].keys()
+    for name, tensor in sent[0].items():
+        assert torch.equal(sent[1][name], tensor), name
+    config, names = bare.config, sent[1].keys()
+    assert config.num_nextn_predict_layers > 0
+    assert max(layer for name in names if (layer := layer_number(name)) is not None) == config.num_hidden_layers - 1
+    last = f"model.layers.{config.num_hidden_layers - 1}.mlp"
+    assert {f"{last}.experts.{config.n_routed_experts - 1}.up_proj.weight", f"{last}.gate.weight"} <= names
+    assert f"{last}.gate.e_score_correction_bias" in names
+    assert not any("lora" in name or "base_layer" in name or "gate_up_proj" in name for name in names)
 
 
 def test_without_it_experts_have_names_that_vllm_does_not_know() -> None:
