@@ -25,7 +25,7 @@ class Change:
     memory: GpuMemory
     fits: bool
     cost_factor: float
-    """Of the cost as planned."""
+    """Of the cost as planned, or of its GPU hours where a price is missing."""
 
 
 def largest_micro_batch(plan: Plan, model: Any) -> int:
@@ -55,7 +55,7 @@ def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> lis
         gathers_else = before.layout != now.layout and before.recipe.model.dtype == "float32"
         reused = plan.activations if same and not gathers_else else None
         changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused, plan.calibration)
-        factor = _price(changed) / _price(plan)
+        factor = _compare_cost(changed, plan)
         if changed.fits and (not plan.fits or factor < 0.99):
             found.append(Change(what, changed.memory, True, factor))
     return sorted(found, key=lambda change: change.cost_factor)
@@ -127,10 +127,11 @@ def _passes_as(request: Request) -> tuple[Any, ...]:
     return request.checkpointing, request.keep_fp8, model.dtype, model.quantization
 
 
-def _price(plan: Plan) -> float:
-    """Return the cost, or GPU hours where a price is missing."""
-    price = plan.cluster.gpu.price_per_hour
-    return plan.bill.gpu_hours * (price if price is not None else 1.0)
+def _compare_cost(changed: Plan, plan: Plan) -> float:
+    """Return the cost as a share of the other plan's, or the GPU hours where a price is missing."""
+    if changed.bill.cost is None or plan.bill.cost is None:
+        return changed.bill.gpu_hours / plan.bill.gpu_hours
+    return changed.bill.cost / plan.bill.cost
 
 
 def _fits(plan: Plan, model: Any, **changed: int) -> bool:

@@ -49,10 +49,13 @@ def show_plan(plan: Plan, largest: tuple[int, int], changes: list[Change], conso
         # A package's extras stand in brackets, as markup does.
         console.print(f"- {line}", soft_wrap=True, markup=False)
     if changes:
-        console.print("What would make it fit:" if not plan.fits else "What would cost less:")
+        # GPU hours where this plan's GPU has no price.
+        unit = "the cost" if plan.bill.cost is not None else "the GPU hours"
+        less = "What would cost less:" if plan.bill.cost is not None else "What would take fewer GPU hours:"
+        console.print("What would make it fit, cheapest first:" if not plan.fits else less)
         for change in changes:
-            size = change.memory.total / 1e9
-            console.print(f"- {change.what}: {size:.1f} GB a GPU, {change.cost_factor:.2f} x the cost", soft_wrap=True)
+            size, factor = change.memory.total / 1e9, change.cost_factor
+            console.print(f"- {change.what}: {size:.1f} GB a GPU, {factor:.2f} x {unit}", soft_wrap=True, markup=False)
     elif not plan.fits:
         console.print("No single change makes it fit: combine them, take more GPUs, or another model.", soft_wrap=True)
 
@@ -62,7 +65,7 @@ def assumptions(plan: Plan) -> list[str]:
     gpu = plan.cluster.gpu
     price = "no price is known for it; pass --price" if gpu.price_per_hour is None else gpu.price_source
     host = plan.loading
-    waiting = f", {host.host_in_training / 1e9:,.0f} GB in training" if host.host_in_training else ""
+    waiting = f", {host.host_in_training / 1e9:,.1f} GB in training" if host.host_in_training > 5e7 else ""
     lines = [
         _efficiency_line(plan),
         f"assumed: fragmentation of {FRAGMENTATION_SHARE:.0%} of what comes and goes, {CONTEXT_BYTES / 2**30:g} GiB "
@@ -169,7 +172,7 @@ def _work_table(plan: Plan) -> Table:
             ("to other nodes", traffic.across_nodes, plan.cluster.gpu.network_gb_per_s),
         ):
             if sent:
-                what = f"{sent / 1e3:,.1f} kB, {sent * each / 1e9:.3g} of {speed:g} GB/s"
+                what = f"{_size(sent)}, {sent * each / 1e9:.3g} of {speed:g} GB/s"
                 table.add_row(f"a GPU sends {link}, per token", what)
     return table
 
@@ -187,7 +190,14 @@ def _verdict(plan: Plan, largest: tuple[int, int]) -> str:
 
 def _most(request: Request, largest: tuple[int, int]) -> str:
     micro_batch = f"micro-batches of {largest[0]:,} at {request.tokens:,} tokens" if largest[0] else ""
-    return " or ".join(filter(None, (micro_batch, f"one sequence of {largest[1]:,} tokens" if largest[1] else "")))
+    positions = int(getattr(request.config, "max_position_embeddings", 0) or 0)
+    known = ", as long as the model knows" if largest[1] == positions else ""
+    sequence = f"one sequence of {largest[1]:,} tokens{known}" if largest[1] else ""
+    return " or ".join(filter(None, (micro_batch, sequence)))
+
+
+def _size(bytes_: float) -> str:
+    return f"{bytes_ / 1e6:,.1f} MB" if bytes_ >= 1e6 else f"{bytes_ / 1e3:,.1f} kB"
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,9 @@ from ..lora.attach import attach
 from ..losses import use_head_loss
 from ..memory import OPTIMIZER_STATES
 from ..recipe import DistillRecipe, GrpoRecipe, TrainingRecipe, read_recipe
-from ..recipe.yaml_text import Problems, apply_overrides, read_recipe_file
+from ..recipe.fields import strip_places
+from ..recipe.stages import STAGES
+from ..recipe.yaml_text import Problems, Setting, apply_overrides, read_recipe_file
 from ..training_model import freeze_unreached, mtp_mode, set_losses
 from .cluster import Cluster
 from .deepening import deepen, one_of_each
@@ -36,6 +38,7 @@ _CONFIGS: dict[str, Any] = {
     "grpo": GRPOConfig,
     "distill": DistillationConfig,
 }
+_NOT_TRAINED = [name for name, kind in STAGES.items() if not issubclass(kind, TrainingRecipe)]
 # Settings of a recipe that name a package which must be installed where it runs.
 _ENGINES = (("use_vllm", "vllm", "trl[vllm]"), ("optim", "bitsandbytes", "bitsandbytes"))
 
@@ -151,6 +154,7 @@ def read_request(
     """
     problems = Problems()
     tree = apply_overrides(read_recipe_file(path), overrides, problems)
+    _check_stage(tree, problems)
     recipe = read_recipe(tree, problems, TrainingRecipe, _Everything())
     problems.raise_if_any()
     assert recipe is not None
@@ -194,6 +198,19 @@ def make_request(
         keep_fp8=keep,
         expert_parallel=expert_parallel,
     )
+
+
+def _check_stage(tree: Setting, problems: Problems) -> None:
+    given: Any = tree.value
+    if "stages" in given:
+        stages = strip_places(given["stages"])
+        names = f" of {', '.join(stages)}" if isinstance(stages, dict) else ""
+        said = f"stages: is a pipeline{names}; a plan is of one training stage: put that in a file of its own"
+        problems.add(given["stages"].place, said)
+    elif "stage" in given and strip_places(given["stage"]) in _NOT_TRAINED:
+        said = f"stage: {strip_places(given['stage'])} trains nothing; allowed in a plan: {', '.join(_CONFIGS)}"
+        problems.add(given["stage"].place, said)
+    problems.raise_if_any()
 
 
 def missing_engines(recipe: TrainingRecipe) -> list[str]:

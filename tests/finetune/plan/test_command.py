@@ -15,6 +15,10 @@ from seeklet.finetune.plan.activations import Activations
 RECIPES = Path(__file__).parents[3] / "recipes"
 V3 = str(RECIPES / "sft_deepseek-v3_chat_8xh200.yaml")
 V3_TWO = str(RECIPES / "sft_deepseek-v3_chat_2x8xh200.yaml")
+PIPELINE = str(RECIPES / "pipeline_r1_qwen2.5-7b_math_8xh200.yaml")
+ROLLOUT = str(RECIPES / "rollout_qwen2.5-7b_maths_8xh200.yaml")
+QLORA = str(RECIPES / "sft_moonlight-16b-a3b_knowledge_1x24gb.yaml")
+DISTILL = str(RECIPES / "distill_qwen2.5-1.5b_on-policy_1gpu.yaml")
 
 
 def run(*arguments: str):
@@ -78,6 +82,16 @@ def test_calibrated_plan(recipe, monkeypatch):
         ((V3_TWO, "--num-gpus", "16", "model.path=nobody"), "nobody"),
         ((V3_TWO, "--num-gpus", "16", "trainer.optim=adafactor"), "trainer.optim is adafactor"),
         ((V3, "--efficiency", "1.5"), "--efficiency is 1.5; allowed"),
+        ((V3, "--calibrate", "--efficiency", "0.5"), "leave one of the two out"),
+        ((PIPELINE,), "stages: is a pipeline of cold_start, "),
+        ((ROLLOUT,), "stage: rollout trains nothing; allowed in a plan: sft, distill-topk, grpo, distill"),
+        (
+            (QLORA, "--num-gpus", "8", "--layout", "fsdp"),
+            "FSDP does not share out quantised weights; plan with",
+        ),
+        ((QLORA, "model.fp8=keep"), "model.quantization: is nf4, and model.fp8 is keep"),
+        ((QLORA, "adapter=null"), "nf4 freezes the weights, and without an adapter"),
+        ((DISTILL, "teacher.path=/nobody"), "teacher.path: /nobody"),
         ((), "a recipe is missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
