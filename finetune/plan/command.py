@@ -14,6 +14,7 @@ PlanRecipe = Annotated[
 
 
 def plan(
+    context: typer.Context,
     recipe: PlanRecipe = None,
     overrides: OverridesArgument = None,
     gpu: Annotated[
@@ -76,9 +77,8 @@ def plan(
 
     console = Console(highlight=False)
     talk = Console(stderr=True, highlight=False)
+    _check_study(study, recipe, context)
     if study:
-        if recipe is not None:
-            raise RecipeError("--study plans known models, and takes no recipe; leave one of the two out")
         from .study import write_study
 
         write_study(out, talk)
@@ -126,6 +126,21 @@ def plan(
         show_plan(found, largest, changes, console)
         if plot is not None:
             console.print(f"drawn: {plot}")
+
+
+def _check_study(study: bool, recipe: Path | None, context: typer.Context) -> None:
+    """Refuse what the study, or a plan, would not look at."""
+    from ..errors import RecipeError
+
+    if study and recipe is not None:
+        raise RecipeError("--study plans known models, and takes no recipe; leave one of the two out")
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    without = [name for name in given if (name not in ("study", "out") if study else name == "out")]
+    if without:
+        option = f"--{without[0].removeprefix('as_').replace('_', '-')}"
+        what = "has no effect on --study; allowed with it: --out" if study else "is the folder of --study; give both"
+        raise RecipeError(f"{option} {what}")
 
 
 def _check_numbers(efficiency: float | None, price: float | None, network: float | None, tokens: float | None) -> None:

@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
+from seeklet.finetune.cli import build_app
+from seeklet.finetune.errors import RecipeError
 from seeklet.finetune.plan import study_costs
 from seeklet.finetune.plan.activations import Activations
 from seeklet.finetune.plan.cluster import make_cluster
@@ -54,6 +57,19 @@ def test_the_page_is_what_was_found(tmp_path):
     for name in ("cost", "days", "traffic"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f"({name}.png)" in page
     assert "traced 1 of 4" in said.getvalue() and " left" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("r.yaml", "--study"), "--study plans known models, and takes no recipe"),
+        (("--study", "--num-gpus", "8"), "--num-gpus has no effect on --study; allowed with it: --out"),
+        (("r.yaml", "--out", "folder"), "--out is the folder of --study"),
+    ],
+)
+def test_what_the_study_does_not_look_at_is_refused(arguments, words):
+    result = CliRunner().invoke(build_app(["plan"]), ["plan", *arguments])
+    assert isinstance(result.exception, RecipeError) and words in str(result.exception)
 
 
 def test_a_plan_of_the_same_says_the_same(tmp_path):
