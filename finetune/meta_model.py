@@ -48,5 +48,5 @@ def build_meta_model(settings: ModelSettings) -> PreTrainedModel:
             raise RecipeError(f"model.fp8: keep, but {settings.path} is not a block-fp8 checkpoint")
         install_fp8(model, is_fp8_weight, dtype)
     if settings.quantization and isinstance(model, SeekletPreTrainedModel):
-        install_quantized(model, settings.quantization)
+        install_quantized(model, settings.quantization, settings.double_quantization)
     return model

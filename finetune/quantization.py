@@ -37,8 +37,12 @@ def check_optimizer(name: str, on_gpu: bool) -> None:
         logger.warning("trainer.optim: %s pages nothing without a GPU; its state stays in main memory", name)
 
 
-def quantized_by(quantization: str, config: PreTrainedConfig, dtype: torch.dtype | str) -> dict[str, Any]:
+def quantized_by(
+    quantization: str, config: PreTrainedConfig, dtype: torch.dtype | str, double: bool = False
+) -> dict[str, Any]:
     """Return the arguments that load a model in this type: ours for our classes, transformers' for all others.
+
+    `double`: with scales that are quantised, too.
 
     Raises:
         RecipeError: bitsandbytes is not installed, or the model cannot be quantised.
@@ -48,12 +52,17 @@ def quantized_by(quantization: str, config: PreTrainedConfig, dtype: torch.dtype
     except ConfigError as error:
         raise RecipeError(f"model.{error}") from None
     if isinstance(config, SeekletConfig):
-        return {"quantize": kind}
+        return {"quantize": kind, "quantize_twice": double}
     if (stored := getattr(config, "quantization_config", None)) is not None:
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
         raise RecipeError(f"model.quantization is {kind}, but the checkpoint is quantised already ({method})")
     if kind == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     compute = dtype if isinstance(dtype, torch.dtype) else config.dtype or torch.float32
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=compute)
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_use_double_quant=double,
+    )
     return {"quantization_config": four_bits}

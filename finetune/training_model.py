@@ -92,7 +92,9 @@ def load_for_training(settings: ModelSettings, experts: ExpertSlice | None = Non
                 )
             options["keep_fp8"] = True
         if settings.quantization:
-            options |= quantized_by(settings.quantization, AutoConfig.from_pretrained(path, **source), options["dtype"])
+            config = AutoConfig.from_pretrained(path, **source)
+            double = settings.double_quantization
+            options |= quantized_by(settings.quantization, config, options["dtype"], double)
         return AutoModelForCausalLM.from_pretrained(path, **source, **options)
     # The last where a file of weights was cut short, by a download that was broken off for instance.
     except (OSError, ImportError, SafetensorError) as error:

@@ -4,6 +4,11 @@ A row of a matrix (R, C) is cut into blocks of 64 numbers, of 32 where 64 does n
 magnitude, in fp32, and codes: nf4 and fp4 are the 4-bit types of QLoRA (arXiv:2305.14314), two codes a byte; int8 is
 bitsandbytes' 8-bit blockwise type (arXiv:2110.02861). Not LLM.int8, which rounds activations too: gradients would not
 be those of any matrix. With blocks of 64 a weight takes 4.5 or 8.5 bits.
+
+Quantised twice (section 3 of the first paper), the magnitudes of a row take 8 bits each, equal steps up to the largest
+of them, which follows in fp32: about 0.14 bits a weight in place of 0.5 in rows of thousands, none won in rows of a
+block. The blocks of the paper and of bitsandbytes are 256 magnitudes of any rows; a row's own can be written by
+themselves, as halves of a stacked matrix are read.
 """
 
 # R rows, C columns
@@ -20,6 +25,8 @@ from .errors import ConfigError
 Quantization = Literal["nf4", "fp4", "int8"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 BLOCKS = (64, 32)
+# The largest magnitude of a row in fp32, as bytes.
+ROW_BYTES = 4
 # bitsandbytes on a CPU compares each number with all 16 codes at once, 64 bytes a number: few numbers at a time.
 CHUNK = 1 << 17
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -62,8 +69,13 @@ def code_columns(columns: int, quantization: Quantization) -> int:
     return columns if quantization == "int8" else columns // 2
 
 
-def quantize(matrix: torch.Tensor, quantization: Quantization, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return codes (R, C or C / 2), uint8, and largest magnitudes (R, C / block), fp32, of `matrix` (R, C)."""
+def quantize(
+    matrix: torch.Tensor, quantization: Quantization, block: int, twice: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes (R, C or C / 2), uint8, and largest magnitudes (R, C / block), fp32, of `matrix` (R, C).
+
+    The magnitudes are bytes (R, C / block + 4) where they are quantised, too.
+    """
     functional = _functional()
     rows, columns = matrix.shape
     step = max(1, CHUNK // columns) if matrix.device.type == "cpu" else rows
@@ -75,7 +87,7 @@ def quantize(matrix: torch.Tensor, quantization: Quantization, block: int) -> tu
             made, state = functional.quantize_4bit(part, blocksize=block, quant_type=quantization)
         codes.append(made.view(part.shape[0], -1))
         largest.append(cast(torch.Tensor, state.absmax).view(part.shape[0], -1))
-    return torch.cat(codes), torch.cat(largest)
+    return torch.cat(codes), _in_8_bits(torch.cat(largest)) if twice else torch.cat(largest)
 
 
 def dequantize(
@@ -87,6 +99,8 @@ def dequantize(
         # A shape alone, as a plan has it: bitsandbytes need not be there.
         return codes.new_empty(rows, columns, dtype=dtype)
     functional = _functional()
+    if largest.dtype == torch.uint8:
+        largest = _from_8_bits(largest)
     known = dtype if dtype in _FLOATS else torch.float32
     state = functional.QuantState(
         absmax=largest.reshape(-1),
@@ -99,6 +113,17 @@ def dequantize(
     if quantization == "int8":
         return functional.dequantize_blockwise(codes, state).to(dtype)
     return functional.dequantize_4bit(codes.reshape(-1, 1), state).to(dtype)
+
+
+def _in_8_bits(largest: torch.Tensor) -> torch.Tensor:
+    top = largest.amax(1, keepdim=True)
+    steps = (largest / top.clamp_min(torch.finfo(torch.float32).tiny) * 255).round().to(torch.uint8)
+    return torch.cat([steps, top.view(torch.uint8)], 1)
+
+
+def _from_8_bits(stored: torch.Tensor) -> torch.Tensor:
+    top = stored[:, -ROW_BYTES:].contiguous().view(torch.float32)
+    return stored[:, :-ROW_BYTES] * (top / 255)
 
 
 def _functional() -> Any:

@@ -63,6 +63,7 @@ class _Request:
     keep_fp8: bool = False
     key_mapping: bool = False
     quantize: Quantization | None = None
+    quantize_twice: bool = False
     experts: ExpertSlice | None = None
 
 
@@ -97,6 +98,7 @@ class CheckpointMixin(PreTrainedModel):
         quantization_config: QuantizationConfigMixin | dict | None = None,
         keep_fp8: bool = False,
         quantize: Quantization | None = None,
+        quantize_twice: bool = False,
         expert_slice: ExpertSlice | None = None,
         **kwargs: Any,
     ) -> Model:
@@ -116,6 +118,7 @@ class CheckpointMixin(PreTrainedModel):
                 the base for training adapters. Also by `AutoModelForCausalLM.from_pretrained(path, keep_fp8=True)`.
             quantize: nf4, fp4 or int8: hold the projections of attention, MLPs and routed experts so, frozen, each
                 quantised by bitsandbytes as it is read: the base for training adapters in the least memory (QLoRA).
+            quantize_twice: with `quantize`, hold the scale of each block in 8 bits, too (double quantisation).
             expert_slice: which of the routed experts to read and hold, for expert parallelism
                 (`expert_exchange.ExpertExchange`); by default all. It must divide their number.
             kwargs: see transformers.
@@ -130,6 +133,8 @@ class CheckpointMixin(PreTrainedModel):
             if keep_fp8 or quantization_config is not None:
                 other = "keep_fp8" if keep_fp8 else "quantization_config"
                 raise ConfigError(f"quantize is {quantize!r} and {other} is given too; leave one of them out")
+        elif quantize_twice:
+            raise ConfigError("quantize_twice is given and quantize is not; allowed: both")
         if pretrained_model_name_or_path is None or kwargs.get("gguf_file") is not None:
             return super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -150,7 +155,7 @@ class CheckpointMixin(PreTrainedModel):
         if names is not None and not kwargs.get("key_mapping"):
             set_true_mtp_depth(config, names, cls._uses_mtp)
         mapped = bool(kwargs.get("key_mapping"))
-        token = _REQUEST.set(_Request(quantization, keep_fp8, mapped, quantize, expert_slice))
+        token = _REQUEST.set(_Request(quantization, keep_fp8, mapped, quantize, quantize_twice, expert_slice))
         try:
             return super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -195,7 +200,8 @@ class CheckpointMixin(PreTrainedModel):
             refuse([*problems, *misfits], what)
             obstacle = streaming_obstacle(model, load_config, request.keep_fp8)
             if obstacle is None and request.quantize is not None:
-                return load_quantized(model, plan, load_config, request.quantize), None
+                info = load_quantized(model, plan, load_config, request.quantize, request.quantize_twice)
+                return info, None
             if obstacle is None and request.experts is not None:
                 keep_slice(model, plan, request.experts)
             if obstacle is None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blockwise import Quantization, block_size, code_columns, dequantize, quantize
+from .blockwise import ROW_BYTES, Quantization, block_size, code_columns, dequantize, quantize
 from .checkpoint_names import is_fp8_weight
 from .fp8 import NEVER_KEPT, _Fp8Module, is_fused_experts
 from .kernels.grouped_experts.reference import backward_loop, forward_loop
@@ -120,12 +120,12 @@ class QuantizedLinear(_Fp8Module, nn.Linear):
 
     weight_absmax: torch.Tensor
 
-    def __init__(self, module: nn.Linear, quantization: Quantization, name: str):
+    def __init__(self, module: nn.Linear, quantization: Quantization, name: str, twice: bool = False):
         nn.Module.__init__(self)
         self.in_features, self.out_features = module.in_features, module.out_features
         self.quantization: Quantization = quantization
         self.compute_dtype = module.weight.dtype
-        _add_codes(self, "weight", module.weight.shape, quantization, f"{name}.weight", module.weight.device)
+        _add_codes(self, "weight", module.weight, quantization, f"{name}.weight", twice)
         self.bias = module.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -145,12 +145,11 @@ class QuantizedExperts(_Fp8Module):
     gate_up_proj_absmax: torch.Tensor
     down_proj_absmax: torch.Tensor
 
-    def __init__(self, module: nn.Module, quantization: Quantization, name: str):
+    def __init__(self, module: nn.Module, quantization: Quantization, name: str, twice: bool = False):
         super().__init__()
         self.quantization: Quantization = quantization
         for key in ("gate_up_proj", "down_proj"):
-            dense = module.get_parameter(key)
-            _add_codes(self, key, dense.shape, quantization, f"{name}.{key}", dense.device)
+            _add_codes(self, key, module.get_parameter(key), quantization, f"{name}.{key}", twice)
 
     def weight_shape(self, key: str) -> torch.Size:
         """Return the shape (E, out, in) of the weight that the codes `key` stand for."""
@@ -196,18 +195,22 @@ def _autocast(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def _add_codes(module: nn.Module, key: str, shape: torch.Size, quantization: Quantization, name: str, device) -> None:
-    *rows, columns = shape
-    block = block_size(columns, name)
-    codes = torch.zeros((*rows, code_columns(columns, quantization)), dtype=torch.uint8, device=device)
+def _add_codes(
+    module: nn.Module, key: str, dense: torch.Tensor, quantization: Quantization, name: str, twice: bool
+) -> None:
+    *rows, columns = dense.shape
+    blocks = columns // block_size(columns, name)
+    codes = torch.zeros((*rows, code_columns(columns, quantization)), dtype=torch.uint8, device=dense.device)
     module.register_parameter(key, nn.Parameter(codes, requires_grad=False))
-    module.register_buffer(key + LARGEST, torch.zeros((*rows, columns // block), device=device))
+    width, dtype = (blocks + ROW_BYTES, torch.uint8) if twice else (blocks, torch.float32)
+    module.register_buffer(key + LARGEST, torch.zeros((*rows, width), dtype=dtype, device=dense.device))
 
 
-def install_quantized(model: nn.Module, quantization: Quantization) -> list[str]:
+def install_quantized(model: nn.Module, quantization: Quantization, twice: bool = False) -> list[str]:
     """Return the state-dict keys of the weights of `model` that are codes from now on, yet to be loaded.
 
-    Those are the projections of attention, MLPs and routed experts, except `kv_b_proj`.
+    Those are the projections of attention, MLPs and routed experts, except `kv_b_proj`. With `twice` the magnitudes of
+    their blocks are quantised, too.
 
     Raises:
         ConfigError: one has rows that cannot be cut into blocks.
@@ -215,10 +218,10 @@ def install_quantized(model: nn.Module, quantization: Quantization) -> list[str]
     keys: list[str] = []
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and is_fp8_weight(f"{name}.weight") and not name.endswith(NEVER_KEPT):
-            model.set_submodule(name, QuantizedLinear(module, quantization, name))
+            model.set_submodule(name, QuantizedLinear(module, quantization, name, twice))
             keys.append(f"{name}.weight")
         elif is_fused_experts(module):
-            model.set_submodule(name, QuantizedExperts(module, quantization, name))
+            model.set_submodule(name, QuantizedExperts(module, quantization, name, twice))
             keys += [f"{name}.gate_up_proj", f"{name}.down_proj"]
     return keys
 
@@ -227,8 +230,8 @@ def install_quantized(model: nn.Module, quantization: Quantization) -> list[str]
 def put(module: QuantizedLinear | QuantizedExperts, key: str, index: Any, matrix: torch.Tensor) -> None:
     """Quantise `matrix` into the part `index` of the weight `key` of `module`."""
     codes, largest = module.get_parameter(key), module.get_buffer(key + LARGEST)
-    block = matrix.shape[-1] // largest.shape[-1]
-    codes[index], largest[index] = quantize(matrix, module.quantization, block)
+    block, twice = block_size(matrix.shape[-1], key), largest.dtype == torch.uint8
+    codes[index], largest[index] = quantize(matrix, module.quantization, block, twice)
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -23,7 +23,11 @@ from .safetensors_io import Reader
 
 
 def load_quantized(
-    model: PreTrainedModel, plan: Plan, load_config: LoadStateDictConfig, quantization: Quantization
+    model: PreTrainedModel,
+    plan: Plan,
+    load_config: LoadStateDictConfig,
+    quantization: Quantization,
+    twice: bool = False,
 ) -> LoadStateDictInfo:
     """Load `plan`, made for `model` as it is, after putting quantised layers into it; return the report.
 
@@ -32,7 +36,7 @@ def load_quantized(
         ConfigError: a weight has rows that cannot be cut into blocks.
     """
     dtypes = {key: tensor.dtype for key, tensor in model.state_dict().items()}
-    keys = set(install_quantized(model, quantization))
+    keys = set(install_quantized(model, quantization, twice))
     devices = expand_device_map(load_config.device_map or {"": "cpu"}, list(dtypes))
     info, _ = load_plan(model, replace(plan, reads=[r for r in plan.reads if r.slot.key not in keys]), load_config)
     for key in keys:

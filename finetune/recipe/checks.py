@@ -127,6 +127,9 @@ def _find_adapter_contradictions(recipe: "TrainingRecipe") -> Iterator[tuple[str
     quantization = recipe.model.quantization
     if quantization and recipe.model.fp8 == "keep":
         yield "model.quantization", f"is {quantization}, and model.fp8 is keep; weights are held in one or the other"
+    if recipe.model.double_quantization and quantization not in ("nf4", "fp4"):
+        held = quantization or "null"
+        yield "model.double_quantization", f"is true, and model.quantization is {held}; it is for nf4 and fp4"
     if recipe.adapter is not None:
         return
     if quantization:

@@ -36,6 +36,8 @@ class ModelSettings:
     quantization: Literal["nf4", "fp4", "int8"] | None = None
     """Whether the weights are held in 4 or 8 bits by bitsandbytes, frozen, for adapters to train on (QLoRA): of
     DeepSeek-V3-architecture models every projection, routed experts too; of others the linear layers."""
+    double_quantization: bool = False
+    """Whether the scales of weights in 4 bits are quantised, too: about 4.1 bits a weight in place of 4.5."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the checkpoint may run on this machine."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seeklet.finetune.dry_run import trained_model
 from seeklet.finetune.lora.files import load_adapter
 from seeklet.finetune.recipe import load_recipe
 from seeklet.finetune.training_model import build_training_model
@@ -142,6 +143,10 @@ def test_other_models_by_transformers_own(tmp_path: Path, quantization: str, run
             ("model.fp8=keep",),
             "model.quantization: is nf4, and model.fp8 is keep; weights are held in one or",
         ),
+        (
+            ("model.double_quantization=true", "model.quantization=int8"),
+            "and model.quantization is int8; it is for nf4",
+        ),
         (("output.merge_dtype=fp8",), "output.merge_dtype: fp8 has no effect without output.merge: true"),
         (("model.quantization=nf5",), 'expected one of nf4, fp4, int8 or null, got "nf5"'),
         (("model.load_in_4bit=true",), "is model.quantization: nf4 (or fp4) here"),
@@ -162,6 +167,21 @@ def test_weights_are_counted_not_bytes(tmp_path: Path, run_here: RunHere, quanti
     assert code == 0 and f"{total:,} parameters (" in said and f" in {quantization}); " in said, said + errors
     model = build_training_model(load_recipe(recipe, [f"model.quantization={quantization}"]))
     assert sum(size for _, size in whole_sizes(model)) == total
+
+
+def test_scales_quantised_too(tmp_path: Path, run_here: RunHere) -> None:
+    """The dry run counts the bytes that the model then has, and it trains."""
+    recipe, double = qlora(tmp_path), ["model.double_quantization=true", "trainer.max_steps=2"]
+    sizes = []
+    for changes in ([], double):
+        model = build_training_model(load_recipe(recipe, changes))
+        sizes.append(sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]))
+        meta = trained_model(load_recipe(recipe, changes))
+        assert sum(tensor.nbytes for tensor in [*meta.parameters(), *meta.buffers()]) == sizes[-1]
+    # Rows of one or two blocks gain nothing by it; those of a real model do (tests/modeling/test_quantized.py).
+    assert sizes[1] != sizes[0]
+    code, _, errors = run_here("train", str(recipe), *double)
+    assert code == 0 and (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file(), errors
 
 
 def test_a_paged_optimizer_without_a_gpu(tmp_path: Path, run_here: RunHere, caplog: pytest.LogCaptureFixture) -> None:

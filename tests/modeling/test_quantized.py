@@ -105,6 +105,52 @@ def test_the_experts_take_under_a_third_of_their_bf16_bytes(base: Path) -> None:
     assert sizes[0] < 0.3 * sizes[1]
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+def test_magnitudes_quantised_too(base: Path, quantization: str) -> None:
+    """The same codes; each magnitude within half a step of 255 to its row's largest, in 8 bits."""
+    once = load(base, quantize=quantization, dtype=torch.float32)
+    twice = load(base, quantize=quantization, dtype=torch.float32, quantize_twice=True)
+    found, num_rows = 0, 0
+    for name, module in twice.named_modules():
+        for key, codes in module.named_parameters(recurse=False):
+            if codes.dtype == torch.uint8:
+                other = once.get_submodule(name)
+                assert torch.equal(codes, other.get_parameter(key)), name
+                largest, stored = other.get_buffer(f"{key}_absmax"), module.get_buffer(f"{key}_absmax")
+                assert stored.dtype == torch.uint8 and stored.shape[-1] == largest.shape[-1] + 4
+                top = largest.amax(-1, keepdim=True)
+                kept = stored[..., -4:].contiguous().view(torch.float32)
+                assert torch.equal(kept, top), name
+                assert ((stored[..., :-4] * (top / 255) - largest).abs() <= top / 510 * 1.001).all(), name
+                found, num_rows = found + largest.numel(), num_rows + top.numel()
+    sizes = [sum(tensor.nbytes for tensor in model.state_dict().values()) for model in (once, twice)]
+    assert found and sizes[0] - sizes[1] == 3 * found - 4 * num_rows
+
+
+def test_what_is_lost_when_magnitudes_are_quantised_too() -> None:
+    matrix = torch.randn(64, 2048)
+    errors, sizes = [], []
+    for twice in (False, True):
+        codes, largest = quantize(matrix, "nf4", 64, twice)
+        errors.append(relative_error(dequantize(codes, largest, "nf4", torch.float32), matrix))
+        sizes.append(8 * (codes.nbytes + largest.nbytes) / matrix.numel())
+    assert errors[1] < 1.005 * errors[0]
+    assert sizes == [4.5, 4.140625]
+
+
+def test_output_and_gradient_with_magnitudes_quantised_too(base: Path) -> None:
+    ours = load(base, quantize="nf4", dtype=torch.float32, quantize_twice=True).train()
+    plain = dequantized(base, ours)
+    inputs, found = draw_tokens(2, 17), []
+    for model in (ours, plain):
+        embedded = model.get_input_embeddings()(inputs).detach().requires_grad_()
+        logits = model(inputs_embeds=embedded).logits
+        logits.square().mean().backward()
+        found.append((logits.detach(), embedded.grad))
+    for own, theirs in zip(*found, strict=True):
+        assert relative_error(own, theirs) < 1e-5
+
+
 def test_casting_leaves_the_codes(base: Path) -> None:
     ours = load_quantized(base, "nf4")
     before = {name: t.clone() for name, t in ours.state_dict().items() if t.dtype == torch.uint8 or "absmax" in name}
@@ -117,6 +163,7 @@ def test_casting_leaves_the_codes(base: Path) -> None:
     ("given", "message"),
     [
         ({"quantize": "nf3"}, "quantization is 'nf3'; allowed: nf4, fp4, int8"),
+        ({"quantize_twice": True}, "quantize_twice is given and quantize is not; allowed: both"),
         ({"quantize": "nf4", "keep_fp8": True}, "quantize is 'nf4' and keep_fp8 is given too; leave one of them out"),
     ],
 )
