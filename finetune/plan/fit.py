@@ -23,7 +23,8 @@ class Change:
     what: str
     """In the recipe's words, or the command's."""
     memory: GpuMemory
-    fits: bool
+    available: int
+    """Bytes of a GPU then."""
     cost_factor: float
     """Of the cost as planned, or of its GPU hours where a price is missing."""
 
@@ -57,7 +58,7 @@ def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> lis
         changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused, plan.calibration)
         factor = _compare_cost(changed, plan)
         if changed.fits and (not plan.fits or factor < 0.99):
-            found.append(Change(what, changed.memory, True, factor))
+            found.append(Change(what, changed.memory, changed.cluster.gpu.memory_bytes, factor))
     return sorted(found, key=lambda change: change.cost_factor)
 
 

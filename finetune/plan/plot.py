@@ -18,12 +18,18 @@ def draw_memory(plan: Plan, changes: Sequence[Change], target: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    shown = [("as it is", plan.memory.parts())]
-    shown += [(_short(change.what), change.memory.parts()) for change in changes[:_MOST_CHANGES]]
     gpu = plan.cluster.gpu
+    # What changes the memory first: of other GPUs only the line is another.
+    ranked = sorted(changes, key=lambda change: change.memory.parts() == plan.memory.parts())
+    bars = [("as it is", plan.memory, gpu.memory_bytes)]
+    bars += [(_short(change.what), change.memory, change.available) for change in ranked[:_MOST_CHANGES]]
+    shown = [(label, memory.parts()) for label, memory, _ in bars]
     model = plan.request.recipe.model.path.rstrip("/").rpartition("/")[2]
     figure, axes = new_figure(
-        f"{model}, {plan.cluster.num_gpus} x {gpu.key.upper()}\nmemory of the fullest GPU", "GB", ""
+        f"{model}, {plan.cluster.num_gpus} x {gpu.key.upper()}: {'fits' if plan.fits else 'does not fit'}\n"
+        "memory of the fullest GPU, and what it has (dashed)",
+        "GB",
+        "",
     )
     figure.set_size_inches(max(6.5, 2.0 * len(shown) + 3.5), 4.6)
     places = range(len(shown))
@@ -36,19 +42,14 @@ def draw_memory(plan: Plan, changes: Sequence[Change], target: Path) -> None:
             bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
     for place, total in zip(places, bottoms, strict=True):
         axes.annotate(f"{total:.0f}", (place, total), (0, 3), textcoords="offset points", ha="center", fontsize=9)
-    available = gpu.memory_bytes / 1e9
-    axes.axhline(available, color="black", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"there is: {available:.0f}",
-        (len(shown) - 0.55, available),
-        (0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
+    for place, (_, _, available) in enumerate(bars):
+        axes.hlines(available / 1e9, place - 0.42, place + 0.42, color="black", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{available / 1e9:.0f}", (place + 0.42, available / 1e9), (2, -3), textcoords="offset points", fontsize=8
+        )
     axes.set_xticks(list(places), [label for label, _ in shown], fontsize=8)
-    axes.set_xlim(-0.6, len(shown) - 0.4)
-    axes.set_ylim(0, 1.12 * max(*bottoms, available))
+    axes.set_xlim(-0.6, len(shown) - 0.35)
+    axes.set_ylim(0, 1.12 * max(*bottoms, *(available / 1e9 for _, _, available in bars)))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=9)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,12 @@ def as_json(plan: Plan, largest: tuple[int, int], changes: list[Change]) -> dict
         "traffic_bytes_per_token": asdict(plan.traffic),
         "run": {**asdict(plan.bill), "tokens_known": plan.tokens is not None},
         "changes": [
-            {"what": change.what, "memory_per_gpu": change.memory.total, "cost_factor": change.cost_factor}
+            {
+                "what": change.what,
+                "memory_per_gpu": change.memory.total,
+                "available": change.available,
+                "cost_factor": change.cost_factor,
+            }
             for change in changes
         ],
         "assumptions": assumptions(plan),
