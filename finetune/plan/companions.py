@@ -61,6 +61,7 @@ def _find(request: Request) -> Companions:
             held_dtype(config, recipe.teacher),
             recipe.teacher.fp8 == "keep",
             recipe.teacher.quantization,
+            recipe.teacher.double_quantization,
         )
         bare = teacher if recipe.teacher.quantization is None else build_on_meta(config, held_dtype(config))
         flops = count_flops(bare, request.tokens, with_mtp=False).forward

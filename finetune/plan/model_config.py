@@ -70,11 +70,16 @@ def held_dtype(config: PreTrainedConfig, settings: ModelSettings | None = None) 
 
 
 def build_on_meta(
-    config: PreTrainedConfig, dtype: torch.dtype, keep_fp8: bool = False, quantization: Quantization | None = None
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    keep_fp8: bool = False,
+    quantization: Quantization | None = None,
+    double: bool = False,
 ) -> PreTrainedModel:
     """Return the model of a config on the meta device.
 
-    With `keep_fp8` its linear layers and experts are in block-fp8, with `quantization` in 4 or 8 bits.
+    With `keep_fp8` its linear layers and experts are in block-fp8, with `quantization` in 4 or 8 bits,
+    their scales in 8 with `double`.
     """
     options = {}
     if not isinstance(config, SeekletConfig):
@@ -85,18 +90,18 @@ def build_on_meta(
     if keep_fp8:
         install_fp8(model, is_fp8_weight, dtype)
     if quantization and isinstance(config, SeekletConfig):
-        install_quantized(model, quantization)
+        install_quantized(model, quantization, double)
     elif quantization:
-        _quantize_linear_layers(model, quantization)
+        _quantize_linear_layers(model, quantization, double)
     return model
 
 
-def _quantize_linear_layers(model: PreTrainedModel, quantization: Quantization) -> None:
+def _quantize_linear_layers(model: PreTrainedModel, quantization: Quantization, double: bool) -> None:
     """Put layers of as many bytes in place of all linear ones that transformers has bitsandbytes quantise."""
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module is not head:
-            layer = QuantizedLinear(module, quantization, name)
+            layer = QuantizedLinear(module, quantization, name, double)
             if quantization == "int8":
                 # LLM.int8 has one scale for each row.
                 setattr(layer, f"weight{LARGEST}", torch.zeros(module.out_features, 1, device="meta"))

@@ -118,7 +118,8 @@ class Request:
     def _build(self, changed: Mapping[str, int]) -> PreTrainedModel:
         config = self._config(changed)
         settings = self.recipe.model
-        model: Any = build_on_meta(config, held_dtype(self.config, settings), self.keep_fp8, settings.quantization)
+        dtype, double = held_dtype(self.config, settings), settings.double_quantization
+        model: Any = build_on_meta(config, dtype, self.keep_fp8, settings.quantization, double)
         model = use_head_loss(model)
         set_losses(model, self.recipe.moe)
         if self.recipe.adapter is not None:

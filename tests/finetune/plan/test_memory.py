@@ -73,6 +73,16 @@ def test_quantised_weights_by_hand(kind, tmp_path):
     assert 0 <= predicted - (full - saved) <= 4 * 2 * 64 * 128
 
 
+def test_scales_quantised_too_by_hand(tmp_path):
+    """A byte for each scale, and four for each row of a matrix."""
+    recipe = make_recipe(Case("nf4", 2, 64, ALL_TARGETS, quantization="nf4"), small_config(), tmp_path)
+    double = replace(recipe, model=replace(recipe.model, double_quantization=True))
+    once, twice = (make_request(each, make_cluster("h200", 1)).build().named_buffers() for each in (recipe, double))
+    scales, stored = ([b for name, b in buffers if name.endswith("_absmax")] for buffers in (once, twice))
+    rows = sum(scale[..., 0].numel() for scale in scales)
+    assert count_bytes(stored) == sum(scale.numel() for scale in scales) + 4 * rows
+
+
 class Chain(nn.Module):
     """Two layers of 64 x 64 without a bias, whose loss is the mean."""
 
