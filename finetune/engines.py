@@ -3,9 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
+
+from .errors import RecipeError
 
 # What they keep of a weight depends on that weight alone, so that experts can be shared out and put together again.
 _BY_WEIGHT = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
@@ -21,6 +24,29 @@ def uses_fsdp() -> bool:
 def uses_deepspeed() -> bool:
     """Return whether accelerate was started with a configuration for DeepSpeed."""
     return _is_set("ACCELERATE_USE_DEEPSPEED")
+
+
+def check_engine(checkpoint: Path, saved_by: int, processes: int) -> None:
+    """Check that a run can go on from `checkpoint`, saved by so many processes: DeepSpeed keeps optimizers for itself.
+
+    Raises:
+        RecipeError: it was saved under DeepSpeed and is to go on otherwise, or by another number of processes; or the
+            other way round.
+    """
+    theirs = any(checkpoint.glob("global_step*"))
+    if not theirs and not uses_deepspeed():
+        return
+    if theirs != uses_deepspeed():
+        what = (
+            "saved under DeepSpeed, which alone reads it"
+            if theirs
+            else "not saved under DeepSpeed, which reads no other"
+        )
+    elif saved_by != processes:
+        what = f"saved under DeepSpeed by {saved_by} processes, and there are {processes}, which it does not go on with"
+    else:
+        return
+    raise RecipeError(f"{checkpoint}: {what}; start as before, or a new run from its weights: model.path={checkpoint}")
 
 
 def find_engine_mistakes(quantization: str | None) -> Iterator[tuple[str, str]]:

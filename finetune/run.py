@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .atomic_files import write_text
 from .checkpoints import last_checkpoint, num_processes_of, step_of
-from .engines import is_lost_process
+from .engines import check_engine, is_lost_process
 from .errors import RecipeError, TrainingError
 from .lora.attach import adapted_table
 from .metrics import keep_until
@@ -81,12 +81,15 @@ def running(recipe: R, config: Any, resume: bool, console: Console | None) -> It
     """Give the run of a recipe, its folder checked and locked; `recipe` is complete, `config` is TRL's.
 
     Raises:
-        RecipeError: the folder is taken, or holds nothing to go on with, or the GPUs are not to be used like this.
+        RecipeError: the folder is taken, or holds nothing to go on with, or what another engine has left, or the GPUs
+            are not to be used like this.
         TrainingError: what happens inside had to stop; says where it can go on from.
         KeyboardInterrupt: after saying so.
     """
     folder = RunFolder.of(recipe)
     check_run_folder(recipe, resume)
+    if checkpoint := last_checkpoint(folder.checkpoints):
+        check_engine(checkpoint, num_processes_of(checkpoint), config.world_size)
     if config.n_gpu > 1 and recipe.model.device_map is None:
         # Trainer would wrap the model in DataParallel, whose replicas count no expert load and share no loss.
         raise RecipeError(

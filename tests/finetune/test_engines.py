@@ -14,7 +14,8 @@ import pytest
 from torch import distributed as dist
 
 from seeklet.finetune.checkpoints import last_checkpoint, step_of
-from seeklet.finetune.engines import find_engine_mistakes, is_lost_process
+from seeklet.finetune.engines import check_engine, find_engine_mistakes, is_lost_process
+from seeklet.finetune.errors import RecipeError
 from tests.finetune.sft_runs import run, write_recipe
 
 FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -40,6 +41,25 @@ def test_what_cannot_be_is_said(
         monkeypatch.setenv(name, value)
     found = [f"{key} {what}" for key, what in find_engine_mistakes(quantization)]
     assert len(found) == len(wrong) and all(one.startswith(start) for one, start in zip(found, wrong, strict=True))
+
+
+def test_deepspeed_goes_on_from_its_own_checkpoints_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer would go on with a fresh optimizer, and say nothing."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    (theirs / "global_step10").mkdir(parents=True)
+    ours.mkdir()
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    check_engine(ours, 2, 4)
+    with pytest.raises(
+        RecipeError, match="theirs: saved under DeepSpeed, which alone reads it; start as before, or a "
+    ):
+        check_engine(theirs, 2, 2)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_engine(theirs, 2, 2)
+    with pytest.raises(RecipeError, match="ours: not saved under DeepSpeed, which reads no other"):
+        check_engine(ours, 2, 2)
+    with pytest.raises(RecipeError, match="saved under DeepSpeed by 2 processes, and there are 4, which"):
+        check_engine(theirs, 2, 4)
 
 
 def test_a_process_that_is_gone_is_told_from_other_errors() -> None:
