@@ -24,7 +24,7 @@ def check_optimizer(name: str, on_gpu: bool) -> None:
     Raises:
         RecipeError: it is bitsandbytes', which is not installed or has no such optimizer without a GPU.
     """
-    if name.startswith(_OPTIMIZERS) and find_spec("bitsandbytes") is None:
+    if is_of_bitsandbytes(name) and find_spec("bitsandbytes") is None:
         needs = 'needs bitsandbytes, which is not installed; pip install "seeklet[quantization]"'
         raise RecipeError(f"trainer.optim: {name} {needs}")
     if name.startswith("paged_") and not on_gpu:
@@ -35,6 +35,11 @@ def check_optimizer(name: str, on_gpu: bool) -> None:
                 f"trainer.optim: {name} needs a GPU, whose driver pages its state; allowed here: {unpaged}"
             )
         logger.warning("trainer.optim: %s pages nothing without a GPU; its state stays in main memory", name)
+
+
+def is_of_bitsandbytes(optimizer: str) -> bool:
+    """Return whether transformers' optimizer of this name is bitsandbytes' own."""
+    return optimizer.startswith(_OPTIMIZERS)
 
 
 def quantized_by(

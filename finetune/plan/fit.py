@@ -7,13 +7,14 @@ from typing import Any
 from seeklet.modeling import SeekletConfig
 from seeklet.modeling.errors import ConfigError
 
-from .cluster import Cluster, known_gpus, make_cluster
+from .cluster import GPUS_PER_NODE, Cluster, known_gpus, make_cluster
 from .memory import GpuMemory, plan_memory
 from .plan import Plan, make_plan
 from .request import Request
 
 _SEQUENCE_STEP = 256
 _MOST_SEQUENCES = 4096
+_MOST_TOGETHER = 6
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,42 @@ def rank_changes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> lis
         factor = _compare_cost(changed, plan)
         if changed.fits and (not plan.fits or factor < 0.99):
             found.append(Change(what, changed.memory, changed.cluster.gpu.memory_bytes, factor))
+    if not found and not plan.fits:
+        found = _combine(plan, say)
     return sorted(found, key=lambda change: change.cost_factor)
+
+
+def _combine(plan: Plan, say: Callable[[str], None]) -> list[Change]:
+    """Return several changes at once, one after the other until it fits, where none does alone; else nothing."""
+    parts: list[str] = []
+    changed, kinds = plan, set[str]()
+    for _ in range(_MOST_TOGETHER):
+        ahead = [each for each in _smaller(changed.request, changed.cluster) if each[0].split(":")[0] not in kinds]
+        if not ahead:
+            break
+        what, request, cluster = ahead[0]
+        kinds.add(what.split(":")[0])
+        parts.append(what)
+        say("; ".join(parts))
+        reused = changed.activations if _passes_as(changed.request) == _passes_as(request) else None
+        changed = make_plan(request, cluster, plan.efficiency, plan.bill.tokens, reused, plan.calibration)
+        if changed.fits:
+            factor = _compare_cost(changed, plan)
+            return [Change("together: " + "; ".join(parts), changed.memory, cluster.gpu.memory_bytes, factor)]
+    return []
 
 
 def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
     if not plan.fits:
-        yield from _smaller(plan)
+        yield from _smaller(plan.request, plan.cluster)
     request, cluster, recipe = plan.request, plan.cluster, plan.request.recipe
     if request.layout == "layers":
         settings = replace(recipe.model, device_map=None)
         changed = request.with_changes(recipe=replace(recipe, model=settings), layout="fsdp")
         yield "model.device_map: null, started with accelerate's FSDP2, all GPUs working at once", changed, cluster
     if request.layout in ("fsdp", "single"):
-        bigger = make_cluster(cluster.gpu.key, 2 * cluster.num_gpus)
+        nodes = cluster.nodes * (1 if 2 * cluster.gpus_per_node <= GPUS_PER_NODE else 2)
+        bigger = make_cluster(cluster.gpu.key, 2 * cluster.num_gpus, nodes)
         shared = "ddp" if recipe.model.quantization else "fsdp"
         layout = shared if request.layout == "single" else request.layout
         yield f"--num-gpus {bigger.num_gpus}", request.with_changes(layout=layout), replace(bigger, gpu=cluster.gpu)
@@ -81,9 +105,9 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
             yield f"--gpu {gpu.key}", request, replace(cluster, gpu=gpu)
 
 
-def _smaller(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
+def _smaller(request: Request, cluster: Cluster) -> Iterator[tuple[str, Request, Cluster]]:
     """Yield what takes less memory and no less time."""
-    request, cluster, recipe = plan.request, plan.cluster, plan.request.recipe
+    recipe = request.recipe
 
     def with_model(**settings: Any) -> Request:
         changed = replace(recipe, model=replace(recipe.model, **settings))
@@ -96,7 +120,9 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
     if not request.checkpointing:
         yield "trainer.gradient_checkpointing: true", request.with_changes(checkpointing=True), cluster
     if not request.adapts and not request.optimizer.endswith("8bit"):
-        yield "trainer.optim: adamw_bnb_8bit", request.with_changes(optimizer="adamw_bnb_8bit"), cluster
+        # FSDP's tensors are none that bitsandbytes knows; torchao's optimizer is PyTorch's own.
+        optimizer = "adamw_torch_8bit" if request.layout == "fsdp" else "adamw_bnb_8bit"
+        yield f"trainer.optim: {optimizer}", request.with_changes(optimizer=optimizer), cluster
     if request.layout == "fsdp" and not request.offload:
         yield "FSDP with CPU offload (slower by what PCIe takes)", request.with_changes(offload=True), cluster
     one_copy = request.adapts and request.layout != "fsdp" and recipe.model.quantization is None

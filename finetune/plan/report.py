@@ -8,8 +8,9 @@ from rich.table import Table
 
 from .fit import Change
 from .memory import CONTEXT_BYTES, FRAGMENTATION_SHARE
+from .packages import missing_packages
 from .plan import Plan
-from .request import LAYOUTS, Request, missing_engines, samples_per_process
+from .request import LAYOUTS, Request, samples_per_process
 from .speed import BANDWIDTH_EFFICIENCY, EFFICIENCY
 
 PART_NAMES = {
@@ -45,7 +46,7 @@ def show_plan(plan: Plan, largest: tuple[int, int], changes: list[Change], conso
     console.print(_verdict(plan, largest), style=f"bold {'green' if plan.fits else 'red'}", soft_wrap=True)
     console.print(_memory_table(plan))
     console.print(_work_table(plan))
-    for line in (*assumptions(plan), *missing_engines(request.recipe)):
+    for line in (*assumptions(plan), *missing_packages(request.recipe)):
         # A package's extras stand in brackets, as markup does.
         console.print(f"- {line}", soft_wrap=True, markup=False)
     if changes:
@@ -134,7 +135,7 @@ def as_json(plan: Plan, largest: tuple[int, int], changes: list[Change]) -> dict
             for change in changes
         ],
         "assumptions": assumptions(plan),
-        "missing": missing_engines(request.recipe),
+        "missing": missing_packages(request.recipe),
     }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +38,6 @@ _CONFIGS: dict[str, Any] = {
     "distill": DistillationConfig,
 }
 _NOT_TRAINED = [name for name, kind in STAGES.items() if not issubclass(kind, TrainingRecipe)]
-# Settings of a recipe that name a package which must be installed where it runs.
-_ENGINES = (("use_vllm", "vllm", "trl[vllm]"), ("optim", "bitsandbytes", "bitsandbytes"))
 
 
 class _Everything(Collection[str]):
@@ -212,22 +209,6 @@ def _check_stage(tree: Setting, problems: Problems) -> None:
         said = f"stage: {strip_places(given['stage'])} trains nothing; allowed in a plan: {', '.join(_CONFIGS)}"
         problems.add(given["stage"].place, said)
     problems.raise_if_any()
-
-
-def missing_engines(recipe: TrainingRecipe) -> list[str]:
-    """Return a line for each package that the recipe needs where it runs and that is not installed here."""
-    lines = []
-    for key, package, install in _ENGINES:
-        value = recipe.trainer.get(key)
-        needed = value is True or (isinstance(value, str) and ("bnb" in value or "8bit" in value or "paged" in value))
-        if needed and find_spec(package) is None:
-            lines.append(
-                f"trainer.{key}: {value} needs {package}, which is not installed here: pip install '{install}'"
-            )
-    attention = recipe.model.attn_implementation or ""
-    if attention.startswith("flash_attention") and find_spec("flash_attn") is None:
-        lines.append(f"model.attn_implementation: {attention} needs flash-attn, which is not installed here")
-    return lines
 
 
 def _usual_layout(recipe: TrainingRecipe, cluster: Cluster) -> Layout:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from seeklet.finetune.plan import packages
 from seeklet.finetune.plan.activations import Activations
 from seeklet.finetune.plan.cluster import make_cluster
 from seeklet.finetune.plan.companions import find_companions
@@ -53,6 +54,14 @@ def test_no_reference_is_loaded(override, passes):
     found = find_companions(request)
     assert found.weights == 0
     assert found.flops_per_token == pytest.approx(passes * count_flops(request.build_bare(), 9216).forward)
+
+
+def test_packages_that_are_not_here_are_named(monkeypatch):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    request, _ = request_of(GRPO, 8, "trainer.optim=adamw_torch_8bit", "model.attn_implementation=flash_attention_2")
+    lines = packages.missing_packages(request.recipe)
+    assert [line.split(" needs ")[1].split(",")[0] for line in lines] == ["vllm", "torchao", "flash_attn"]
+    assert lines[0].startswith("trainer.use_vllm: true needs vllm") and lines[0].endswith("pip install 'trl[vllm]'")
 
 
 def test_distillation_keeps_its_teacher():
