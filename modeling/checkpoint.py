@@ -130,8 +130,8 @@ class CheckpointMixin(PreTrainedModel):
         """
         if quantize is not None:
             check_quantization(quantize)
-            if keep_fp8 or quantization_config is not None:
-                other = "keep_fp8" if keep_fp8 else "quantization_config"
+            others = {"keep_fp8": keep_fp8, "quantization_config": quantization_config, "expert_slice": expert_slice}
+            if other := next((name for name, given in others.items() if given), None):
                 raise ConfigError(f"quantize is {quantize!r} and {other} is given too; leave one of them out")
         elif quantize_twice:
             raise ConfigError("quantize_twice is given and quantize is not; allowed: both")

@@ -7,6 +7,7 @@ import torch
 
 from seeklet.modeling.blockwise import QUANTIZATIONS, block_size, check_quantization, dequantize, quantize
 from seeklet.modeling.errors import CheckpointError, ConfigError
+from seeklet.modeling.expert_slices import ExpertSlice
 from seeklet.modeling.quantized import QuantizedExperts, QuantizedLinear
 from tests.modeling.fp8_checkpoint import EVEN, write_fp8
 from tests.modeling.nano import draw_tokens, relative_error
@@ -163,6 +164,7 @@ def test_casting_leaves_the_codes(base: Path) -> None:
     ("given", "message"),
     [
         ({"quantize": "nf3"}, "quantization is 'nf3'; allowed: nf4, fp4, int8"),
+        ({"quantize": "nf4", "expert_slice": ExpertSlice(0, 2)}, "is 'nf4' and expert_slice is given too"),
         ({"quantize_twice": True}, "quantize_twice is given and quantize is not; allowed: both"),
         ({"quantize": "nf4", "keep_fp8": True}, "quantize is 'nf4' and keep_fp8 is given too; leave one of them out"),
     ],
