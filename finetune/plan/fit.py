@@ -89,7 +89,8 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, Request, Cluster]]:
     if not plan.fits:
         yield from _smaller(plan.request, plan.cluster)
     request, cluster, recipe = plan.request, plan.cluster, plan.request.recipe
-    if request.layout == "layers":
+    # FSDP does not share out quantised weights.
+    if request.layout == "layers" and recipe.model.quantization is None:
         settings = replace(recipe.model, device_map=None)
         changed = request.with_changes(recipe=replace(recipe, model=settings), layout="fsdp")
         yield "model.device_map: null, started with accelerate's FSDP2, all GPUs working at once", changed, cluster
