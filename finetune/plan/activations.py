@@ -2,12 +2,13 @@
 
 What a step keeps grows with tokens, and by the same for each further layer of a kind; so the bytes at the peak are
 `a + b T + dense c T + sparse d T` for T tokens in so many dense and sparse layers, and traces of one layer more and
-twice the tokens give all four numbers. Attention is of the kind that never holds all scores.
+twice the tokens give all four numbers; for each part of a step by itself, since in a shallow model the loss or the
+gradient of the embedding takes most, in a deep one the layers. Attention is of the kind that never holds all scores.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from seeklet.modeling import SeekletConfig
 from seeklet.modeling.kernels.linear_cross_entropy.reference import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 
+from .model_config import held_dtype
 from .request import Request
 from .trace import StepBytes, trace_step
 
@@ -38,11 +40,14 @@ class Activations:
     sparse: float
     num_dense: int
     num_sparse: int
+    others: tuple["Activations", ...] = ()
+    """Of other parts of a step: the largest counts."""
 
     def of(self, tokens: int, share_of_layers: float = 1.0) -> int:
         """Return the bytes for `tokens` tokens in that share of the layers."""
         layers = (self.dense * self.num_dense + self.sparse * self.num_sparse) * share_of_layers
-        return int(max(0.0, self.base + (self.per_token + layers) * tokens))
+        own = int(max(0.0, self.base + (self.per_token + layers) * tokens))
+        return max([own, *(other.of(tokens, share_of_layers) for other in self.others)])
 
 
 def fit_activations(request: Request, say: Callable[[str], None] = lambda _: None) -> Activations:
@@ -57,20 +62,37 @@ def fit_activations(request: Request, say: Callable[[str], None] = lambda _: Non
 
     inside: dict[Any, int] = {}
 
-    def trace(dense: int, sparse: int, sequences: int) -> int:
+    def trace(dense: int, sparse: int, sequences: int) -> tuple[int, ...]:
         layers = {"num_hidden_layers": dense + sparse}
         if sparse_model:
             layers["first_k_dense_replace"] = dense
         return _trace(request, layers, sequences, TRACED_LENGTH, say, inside=inside).activations
 
     least = (1 if num_dense else 0, 1 if num_sparse else 0)
-    tokens = many * TRACED_LENGTH
-    least_few, least_many = trace(*least, few), trace(*least, many)
-    dense = (trace(least[0] + 1, least[1], many) - least_many) / tokens if num_dense else 0.0
-    sparse = (trace(least[0], least[1] + 1, many) - least_many) / tokens if num_sparse else 0.0
-    slope = (least_many - least_few) / (tokens - few * TRACED_LENGTH)
-    per_token = slope - dense * least[0] - sparse * least[1]
-    return Activations(least_many - slope * tokens, per_token, dense, sparse, num_dense, num_sparse)
+    deeper = [(least[0] + 1, least[1])] * bool(num_dense) + [(least[0], least[1] + 1)] * bool(num_sparse)
+    # Where autocast keeps copies of the weights, a layer takes bytes that do not grow with tokens as well.
+    counts = (few, many) if _is_mixed(request) else (many,)
+    traced = {(layers, count): trace(*layers, count) for layers in deeper for count in counts}
+    traced |= {(least, count): trace(*least, count) for count in (few, many)}
+
+    def fit(phase: int) -> Activations:
+        low, high = (traced[least, count][phase] for count in (few, many))
+        slope = (high - low) / ((many - few) * TRACED_LENGTH)
+        base, per_token, kinds = high - slope * many * TRACED_LENGTH, slope, [0.0, 0.0]
+        for layers in deeper:
+            kind = 0 if layers[0] > least[0] else 1
+            more = traced[layers, many][phase] - high
+            fixed = 0.0
+            if _is_mixed(request):
+                # What two numbers of tokens have in common.
+                fixed = 2 * (traced[layers, few][phase] - low) - more if many == 2 * few else 0.0
+            kinds[kind] = (more - fixed) / (many * TRACED_LENGTH)
+            base += fixed * ((num_dense, num_sparse)[kind] - least[kind])
+            per_token -= kinds[kind] * least[kind]
+        return Activations(base, per_token, kinds[0], kinds[1], num_dense, num_sparse)
+
+    first, *others = (fit(phase) for phase in range(3))
+    return replace(first, others=tuple(others))
 
 
 def trace_whole(request: Request, at_once: bool) -> StepBytes | None:
@@ -81,9 +103,9 @@ def trace_whole(request: Request, at_once: bool) -> StepBytes | None:
     small = request.config.num_hidden_layers <= MOST_LAYERS
     if not small or request.micro_batch * request.tokens > MOST_TOKENS:
         return None
-    return _trace(
-        request, {}, request.micro_batch, request.tokens, lambda _: None, at_once, min(request.accumulation, 2)
-    )
+    # Made layer by layer: copies of one layer are counted, and do not run.
+    layers, batch = {"num_hidden_layers": request.config.num_hidden_layers}, (request.micro_batch, request.tokens)
+    return _trace(request, layers, *batch, lambda _: None, at_once, min(request.accumulation, 2))
 
 
 def logits_bytes(request: Request, head_is_trained: bool) -> int:
@@ -108,13 +130,10 @@ def _trace(
     num_layers = layers.get("num_hidden_layers", request.config.num_hidden_layers)
     say(f"a step of {num_layers} layers, {sequences} x {tokens} tokens")
     model: Any = request.build(**layers)
-    held = next(model.parameters()).dtype
-    if request.layout == "fsdp" and held == torch.float32 and request.compute_dtype != held:
+    if _gathers_cast(request):
         # FSDP gathers weights in the dtype that is computed with.
         model = model.to(request.compute_dtype)
-        held = request.compute_dtype
-    mixed = held == torch.float32 and request.compute_dtype == torch.bfloat16
-    with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
+    with torch.autocast("cpu", torch.bfloat16) if _is_mixed(request) else nullcontext():
         return trace_step(
             model,
             sequences,
@@ -124,3 +143,16 @@ def _trace(
             inside=inside,
             **request.forward_options(model),
         )
+
+
+def _gathers_cast(request: Request) -> bool:
+    return request.layout == "fsdp" and _holds_fp32(request) and request.compute_dtype != torch.float32
+
+
+def _is_mixed(request: Request) -> bool:
+    """Return whether weights in fp32 are cast where they are used."""
+    return _holds_fp32(request) and request.compute_dtype == torch.bfloat16 and not _gathers_cast(request)
+
+
+def _holds_fp32(request: Request) -> bool:
+    return held_dtype(request.config, request.recipe.model) == torch.float32

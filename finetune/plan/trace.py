@@ -19,6 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig
+
+from .deepening import find_layers
 
 # Of seeklet's operators, in-tree and where they are installed as a kernel repository.
 _OPERATORS = "seeklet"
@@ -40,8 +43,9 @@ class StepBytes:
     peak: int
     """Gradients included."""
     gradients_at_peak: int
-    activations: int
-    """The most that is neither weights, optimizer states nor gradients."""
+    activations: tuple[int, ...]
+    """The most that is neither weights, optimizer states nor gradients: in the forward pass and loss, in the layers'
+    backward pass, and in the embedding's."""
     saved: int
     """What autograd keeps when the forward pass is done."""
 
@@ -51,7 +55,9 @@ class StorageTracker(TorchDispatchMode):
 
     def __init__(self, at_once: bool, rows: int, inside: dict[Any, int]):
         super().__init__()
-        self.live = self.peak = self.activations = self.gradients = self.gradients_at_peak = 0
+        self.live = self.peak = self.gradients = self.gradients_at_peak = 0
+        # Of the forward pass and the loss, of the layers' backward pass, of the embedding's.
+        self.phase, self.phases = 0, [0, 0, 0]
         self._known: dict[int, Any] = {}
         self._inside = inside
         # All rows in one expert is how a grouped product of a GPU takes them, in one piece; outside of operators, as
@@ -125,7 +131,7 @@ class StorageTracker(TorchDispatchMode):
         self._reach(self.live)
 
     def _reach(self, live: int) -> None:
-        self.activations = max(self.activations, live - self.gradients)
+        self.phases[self.phase] = max(self.phases[self.phase], live - self.gradients)
         if live > self.peak:
             self.peak, self.gradients_at_peak = live, self.gradients
 
@@ -184,10 +190,12 @@ def trace_step(
         for tensor in (*model.parameters(), *model.buffers(), ids):
             tracker.ignore(tensor)
         hooks = [_count_gradient(parameter, tracker) for parameter in model.parameters() if parameter.requires_grad]
+        hooks += _tell_phases(model, tracker)
         saved = 0
         try:
             with tracker, _KnownData(tracker):
                 for _ in range(micro_batches):
+                    tracker.phase = 0
                     loss = model(input_ids=ids, labels=ids, use_cache=False, **options).loss
                     saved = max(saved, tracker.live - tracker.gradients)
                     loss.backward()
@@ -197,7 +205,27 @@ def trace_step(
                 hook.remove()
             model.zero_grad(set_to_none=True)
     assert fake is not None
-    return StepBytes(tracker.peak, tracker.gradients_at_peak, tracker.activations, saved)
+    return StepBytes(tracker.peak, tracker.gradients_at_peak, tuple(tracker.phases), saved)
+
+
+def _tell_phases(model: Any, tracker: StorageTracker) -> list[Any]:
+    """Have `tracker` told when the gradient reaches the layers, and when the embedding."""
+
+    def tell(phase: int) -> Any:
+        def reached(_: torch.Tensor) -> None:
+            tracker.phase = max(tracker.phase, phase)
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found = output[0] if isinstance(output, tuple) else output
+            if isinstance(found, torch.Tensor) and found.requires_grad:
+                found.register_hook(reached)
+
+        return hook
+
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        return []
+    layers = [layer.register_forward_hook(tell(1)) for layer in find_layers(model)]
+    return [*layers, model.get_input_embeddings().register_forward_hook(tell(2))]
 
 
 def _count_gradient(parameter: nn.Parameter, tracker: StorageTracker) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from seeklet.finetune.demo.nano import student_config, teacher_config
 from seeklet.finetune.memory import count_bytes
-from seeklet.finetune.plan.activations import Activations
+from seeklet.finetune.plan.activations import Activations, fit_activations
 from seeklet.finetune.plan.check import ALL_TARGETS, Case, make_recipe, measure, predict
 from seeklet.finetune.plan.cluster import make_cluster
 from seeklet.finetune.plan.loading import plan_loading
@@ -81,6 +81,18 @@ def test_scales_quantised_too_by_hand(tmp_path):
     scales, stored = ([b for name, b in buffers if name.endswith("_absmax")] for buffers in (once, twice))
     rows = sum(scale[..., 0].numel() for scale in scales)
     assert count_bytes(stored) == sum(scale.numel() for scale in scales) + 4 * rows
+
+
+@pytest.mark.parametrize("tokens", [512, 16384])
+def test_a_deep_model_follows_from_shallow_ones(tokens, tmp_path):
+    """Whether its embedding's gradient (few tokens) or its layers (many) take most."""
+    config: Any = student_config()
+    config.vocab_size, config.num_hidden_layers = 8192, 7
+    case = Case("all weights", tokens // 256, 256, checkpointing=True)
+    request = make_request(make_recipe(case, config, tmp_path), make_cluster("h200", 1))
+    model = request.build(num_hidden_layers=7)
+    traced = max(trace_step(model, tokens // 256, 256, at_once=True).activations)
+    assert fit_activations(request).of(tokens) == pytest.approx(traced, rel=0.10)
 
 
 class Chain(nn.Module):
