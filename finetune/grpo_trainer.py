@@ -18,6 +18,7 @@ from seeklet.modeling.routing_record import RoutingRecord, padded_positions
 
 from .balance import RouterBiasCallback, moe_layer_indices
 from .limits import MAX_SHARD_GB
+from .read_once import reference_like_policy
 from .router_record import share_of_changed_routes, write_router_logits
 from .sampling_trainer import SamplingTrainer
 from .throughput import memory_gib
@@ -78,16 +79,17 @@ class SeekletGRPOTrainer(SamplingTrainer, GRPOTrainer):
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._seeklet = find_seeklet(bare)
         uses_cache = getattr(bare.config, "use_cache", True)
-        super().__init__(
-            model=model,
-            reward_funcs=list(rewards),
-            args=config,
-            train_dataset=train,
-            eval_dataset=validation,
-            processing_class=tokenizer,
-            callbacks=list(callbacks),
-            max_shard_gb=max_shard_gb,
-        )
+        with reference_like_policy():
+            super().__init__(
+                model=model,
+                reward_funcs=list(rewards),
+                args=config,
+                train_dataset=train,
+                eval_dataset=validation,
+                processing_class=tokenizer,
+                callbacks=list(callbacks),
+                max_shard_gb=max_shard_gb,
+            )
         bare.config.use_cache = uses_cache
         self.send_published_names(self._seeklet)
         self._mtp_loss, self._replays = mtp_loss, replays_routing and self._seeklet is not None

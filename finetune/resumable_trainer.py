@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .engines import is_lost_process
 from .errors import TrainingError
 from .limits import MAX_SHARD_GB
 from .lora.files import BIAS_FILE, load_adapter, read_router_biases, router_biases, save_adapter
+from .read_once import buffers_sent_whole
 from .sharded_checkpoints import (
     SCHEDULER_FILE,
     is_sharded,
@@ -235,7 +236,11 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint and self._is_for_shards(resume_from_checkpoint):
             # Before the model is sharded: it is loaded as it would be by one process.
             self._load_unsharded(str(resume_from_checkpoint))
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        reads_once = plugin is not None and plugin.cpu_ram_efficient_loading
+        model: Any = self.model
+        with buffers_sent_whole(self.accelerator, model) if reads_once else nullcontext():
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _is_for_shards(self, checkpoint: str) -> bool:
         """Return whether FSDP goes on from what processes without it have saved."""

@@ -11,6 +11,7 @@ from ..errors import DataError, RecipeError
 from ..evaluation.models import Weights, find_weights, load_tokenizer
 from ..lora.files import load_adapter
 from ..meta_model import build_meta_model, load_config
+from ..read_once import read_by_all
 from ..recipe import ModelSettings
 from ..training_model import load_for_training
 from .vocabulary import shared_vocabulary
@@ -25,7 +26,8 @@ def load_teacher(settings: ModelSettings) -> PreTrainedModel:
         CheckpointError: its files are damaged.
     """
     base, adapter = find_teacher(settings)
-    with _named_teacher():
+    # Each process needs all of it: it is not sharded.
+    with _named_teacher(), read_by_all():
         model = load_for_training(base)
     if adapter is not None:
         # The model itself, its layers adapted.

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from seeklet.finetune.grpo_trainer import SeekletGRPOTrainer
 from tests.finetune.characters import EOS, VOCABULARY, build_tokenizer
 from tests.modeling.nano import build_ours, build_pair
+from tests.modeling.tensors import assert_same
 
 SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 PROMPTS = [[{"role": "user", "content": text}] for text in ("1+2", "3-4+5", "7", "8+8-1")]
@@ -157,6 +159,19 @@ def test_router_biases_stay_unless_they_are_to_move(tmp_path: Path, speed: float
     torch.testing.assert_close(moved.max(), torch.tensor(speed))
     logged = [entry for entry in trainer.state.log_history if "expert_load_max_over_mean/layer_1" in entry]
     assert logged, "the load is measured either way"
+
+
+def test_a_whole_model_is_held_near_where_it_began(tmp_path: Path) -> None:
+    """By a reference model, of seeklet's class and its weights."""
+    build_ours(**SIZES).save_pretrained(tmp_path / "model")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    trainer: Any = make_ours(model, tmp_path, {"beta": 0.1, "learning_rate": 1e-2, "max_steps": 3})
+    assert type(trainer.ref_model) is type(model)
+    before = {name: tensor.clone() for name, tensor in trainer.ref_model.state_dict().items()}
+    trainer.train()
+    divergences = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert len(divergences) == 3 and abs(divergences[0]) < 1e-6 < divergences[1] < divergences[2]
+    assert_same(trainer.ref_model.state_dict(), before)
 
 
 def make_replaying(folder: Path, **config: Any) -> tuple[Any, Any]:
