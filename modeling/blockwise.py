@@ -134,6 +134,8 @@ def _functional() -> Any:
 def _map_8bit(device: torch.device) -> torch.Tensor:
     functional = _functional()
     # bitsandbytes' own cache, which its quantize_blockwise fills likewise.
-    if "dynamic" not in functional.name2qmap:
-        functional.name2qmap["dynamic"] = functional.create_dynamic_map()
-    return functional.name2qmap["dynamic"].to(device)
+    known = functional.name2qmap.get("dynamic")
+    known = functional.create_dynamic_map() if known is None else known
+    # Kept where it is used: a copy for each matrix would hold up a GPU.
+    functional.name2qmap["dynamic"] = moved = known.to(device)
+    return moved

@@ -228,10 +228,11 @@ def install_quantized(model: nn.Module, quantization: Quantization, twice: bool 
 
 @torch.no_grad()
 def put(module: QuantizedLinear | QuantizedExperts, key: str, index: Any, matrix: torch.Tensor) -> None:
-    """Quantise `matrix` into the part `index` of the weight `key` of `module`."""
+    """Quantise `matrix`, or a stack of them, into the part `index` of the weight `key` of `module`."""
     codes, largest = module.get_parameter(key), module.get_buffer(key + LARGEST)
     block, twice = block_size(matrix.shape[-1], key), largest.dtype == torch.uint8
-    codes[index], largest[index] = quantize(matrix, module.quantization, block, twice)
+    made, scales = quantize(matrix.flatten(0, -2), module.quantization, block, twice)
+    codes[index], largest[index] = made.view(codes[index].shape), scales.view(largest[index].shape)
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -1,9 +1,11 @@
 """Weights in 4 and 8 bits: read as such, worth what they stand for, and small."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from seeklet.modeling.blockwise import QUANTIZATIONS, block_size, check_quantization, dequantize, quantize
 from seeklet.modeling.errors import CheckpointError, ConfigError
@@ -12,7 +14,7 @@ from seeklet.modeling.quantized import QuantizedExperts, QuantizedLinear
 from tests.modeling.fp8_checkpoint import EVEN, write_fp8
 from tests.modeling.nano import draw_tokens, relative_error
 from tests.modeling.quantizable import dequantized, double, load_quantized, write_base
-from tests.modeling.tensors import load
+from tests.modeling.tensors import assert_same, load
 
 # The NF4 values of QLoRA (arXiv:2305.14314, appendix E), to four digits.
 NF4 = (-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0)
@@ -67,6 +69,15 @@ def test_loading_is_quantising_each_published_tensor(base: Path, quantization: s
     assert all(torch.equal(kept[name], tensor) for name, tensor in moved.items())
     whole = ("embed_tokens", "lm_head", "mlp.gate.", "norm", "kv_b_proj", "eh_proj")
     assert all(any(part in name for part in whole) for name in moved)
+
+
+def test_experts_in_one_tensor_are_quantised_one_by_one(base: Path, tmp_path: Path) -> None:
+    """As a checkpoint has them that was saved under the names in memory."""
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("*.safetensors")
+    save_file(dict(load(base, dtype=torch.bfloat16).state_dict()), file, metadata={"format": "pt"})
+    assert any(name.endswith("experts.gate_up_proj") for name in load_file(file))
+    assert_same(load_quantized(tmp_path, "nf4").state_dict(), load_quantized(base, "nf4").state_dict())
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
