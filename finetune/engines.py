@@ -85,6 +85,9 @@ def find_expert_parallel_mistakes(
         yield key, f"is {sharing}, and trainer.fp16 scales each process's gradients by itself; allowed: trainer.bf16"
     if trainer.get("torch_compile"):
         yield key, f"is {sharing}, and trainer.torch_compile has not been tried with it; allowed: false"
+    for name in ("auto_find_batch_size", "save_on_each_node"):
+        if trainer.get(name):
+            yield key, f"is {sharing}, and trainer.{name} lets one process do what the others do not; allowed: false"
     if (name := str(trainer.get("optim", _BY_WEIGHT[0]))) not in _BY_WEIGHT:
         yield key, f"is {sharing}, and trainer.optim is {name}; allowed with it: {', '.join(_BY_WEIGHT)}"
     processes = int(os.environ.get("WORLD_SIZE", "1"))

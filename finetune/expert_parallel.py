@@ -8,6 +8,7 @@ they are summed here over those that hold the same ones.
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -37,22 +38,24 @@ class SharedExperts:
         slice: which part this process has.
     """
 
-    def __init__(self, model: nn.Module, size: int):
+    def __init__(self, model: nn.Module, size: int, timeout_s: float = 1800):
         """Keep of the routed experts of `model` this process's part of `size`, of what is still whole.
 
         Every process has to call this with the same model, before an optimizer or DDP sees it; `size` divides the
-        number of processes and that of experts.
+        number of processes and that of experts. One that is not heard of for `timeout_s` ends the run.
 
         Raises:
             RecipeError: nothing is trained but experts, which DDP refuses.
         """
+        wait = timedelta(seconds=timeout_s)
         self._world, rank = dist.get_world_size(), dist.get_rank()
         # A group has to be made by all processes, those outside it too.
-        sharing: list[Any] = [dist.new_group(list(range(first, first + size))) for first in range(0, self._world, size)]
+        rows = [list(range(first, first + size)) for first in range(0, self._world, size)]
+        sharing: list[Any] = [dist.new_group(row, timeout=wait) for row in rows]
         self._group = sharing[rank // size]
         self._copies: Any = None
         if self._world > size:
-            self._copies = [dist.new_group(list(range(part, self._world, size))) for part in range(size)][rank % size]
+            self._copies = [dist.new_group(list(same), timeout=wait) for same in zip(*rows, strict=True)][rank % size]
         self.slice = ExpertSlice(rank % size, size)
         # The process that writes is the first of all.
         self._is_with_writer = rank < size

@@ -66,7 +66,7 @@ class SeekletSFTTrainer(ExpertParallelTrainer, SFTTrainer):
             config.ddp_find_unused_parameters = False
         num_sharing = getattr(config, "expert_parallel", 1)
         if num_sharing > 1:
-            self._experts = SharedExperts(model, num_sharing)
+            self._experts = SharedExperts(model, num_sharing, config.ddp_timeout)
         super().__init__(
             model=model,
             args=config,

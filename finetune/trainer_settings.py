@@ -26,6 +26,8 @@ R = TypeVar("R", bound=TrainingRecipe)
 _PREPARED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "label_names": ["labels"]}
 # Set whatever the recipe says, which is refused where it names one of them (`recipe.trainer_fields.SET_BY_SEEKLET`).
 FIXED: dict[str, dict[str, Any]] = {"sft": _PREPARED, "distill-topk": _PREPARED, "grpo": {}, "distill": {}}
+# How long processes wait for one that merges or writes, which may be hundreds of GB; by default, half an hour.
+DDP_TIMEOUT_S = 2 * 60 * 60
 # Optimizers that take the model apart themselves, and whose state is not, or not only, in the optimizer.
 BESIDE_CHECKPOINTS = ("galore", "apollo", "lomo", "adalomo")
 # What decides the result, or how the run goes: shown and recorded also where the recipe leaves it to TRL.
@@ -151,6 +153,7 @@ def default_settings(recipe: TrainingRecipe) -> dict[str, Any]:
         "project": "seeklet",
         "run_name": Path(recipe.output.dir).name,
         "dataloader_pin_memory": on_gpu,
+        "ddp_timeout": DDP_TIMEOUT_S,
     }
 
 

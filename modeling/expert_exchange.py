@@ -66,15 +66,19 @@ class ExpertExchange:
         per_process = self.num_experts // self.num_processes
         owners = top_k_index // per_process
         hits_RT = self._hits(owners)
-        process, token = hits_RT.nonzero(as_tuple=True)
+        num_routed = hits_RT.new_zeros(self.num_processes).long()
+        num_routed.scatter_add_(0, owners.flatten(), torch.ones_like(owners).flatten())
+        counts = torch.stack((hits_RT.sum(1), num_routed), 1)
+        # What the host has to know, all at once: it waits for the device here and nowhere else.
+        both = torch.stack((counts, _all_to_all(counts, None, None, self.group)))
+        (sent, _), (received, here_N) = both.transpose(1, 2).tolist()
+        process, token = torch.nonzero_static(hits_RT, size=sum(sent)).unbind(1)
         choice_PK = torch.where(owners[token] == process[:, None], top_k_index[token] % per_process, -1)
-        counts = hits_RT.sum(1)
-        sent, received = torch.stack((counts, _all_to_all(counts, None, None, self.group))).tolist()
         here = _all_to_all(choice_PK, sent, received, self.group)
         x, weights = _Exchange.apply(
             self.group, sent, received, _Gather.apply(hidden_states, token), _Gather.apply(top_k_weights, token)
         )
-        row, slot = (here >= 0).nonzero(as_tuple=True)
+        row, slot = torch.nonzero_static(here >= 0, size=sum(here_N)).unbind(1)
         output = experts(_Gather.apply(x, row), here[row, slot][:, None], weights[row, slot][:, None])
         (back,) = _Exchange.apply(self.group, received, sent, _Sum.apply(output, row, x.shape[0]))
         return _Sum.apply(back, token, hidden_states.shape[0])

@@ -150,6 +150,11 @@ def experts_recipe(folder: Path, sharing: int, architecture: str = MODEL, **trai
         ({"WORLD_SIZE": "4"}, {}, "is 3 with 4 processes; allowed: a divisor of their number, 1, 2, 4"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "is 3, and FSDP shares out the experts itself; start it with recipes/"),
         ({}, {"optim": "adafactor"}, "is 3, and trainer.optim is adafactor; allowed with it: adamw_torch, "),
+        (
+            {},
+            {"auto_find_batch_size": True},
+            "is 3, and trainer.auto_find_batch_size lets one process do what the others",
+        ),
         ({}, {"fp16": True}, "is 3, and trainer.fp16 scales each process's gradients by itself; allowed: trainer.bf16"),
     ],
 )
