@@ -33,8 +33,8 @@ def out(tmp_path: Path) -> Path:
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    model = LlamaForCausalLM(LlamaConfig(pad_token_id=tokenizer.pad_token_id, **sizes))
+    sizes |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     folder = tmp_path / "runs" / "smollm2-135m-instruct"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
