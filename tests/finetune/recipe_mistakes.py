@@ -41,7 +41,7 @@ EDITS = {
         "path: some/model",
         "path: some/model\n  zzz: 1",
         "r.yaml:5: model.zzz: unknown key; allowed in model: path, revision, tokenizer, dtype, attn_implementation, "
-        "device_map, fp8, quantization, trust_remote_code",
+        "device_map, fp8, quantization, double_quantization, trust_remote_code",
     ),
     "key of another section": ("rank: 8", "max_tokens: 8", "r.yaml:12: adapter.max_tokens: belongs to data.max_tokens"),
     "trainer key at the top": (
